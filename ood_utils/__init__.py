@@ -1,0 +1,1 @@
+"""The thin module behind the notebook series. Rooms import downward only; see the README's floor plan."""

@@ -1,0 +1,98 @@
+"""What an engineer takes away: one file that scores new images and says whether they are in-distribution."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from . import models, scores
+from .errors import UserError
+
+FORMAT = 1
+
+
+@dataclass
+class Detector:
+    """NegLabel on a CLIP-like model, with a threshold set on held-out ID images.
+
+    ``class_text`` (K, d) and ``negative_text`` (M, d) float32 unit rows; ``threshold`` in the score's log-odds: at or
+    above it an image is called ID. ``weights`` is the path or tag of the model ``model`` (an open_clip name).
+    """
+
+    model: str
+    weights: str
+    class_names: list[str]
+    class_text: np.ndarray
+    negative_text: np.ndarray
+    threshold: float
+    temperature: float = 0.01
+    groups: int = 1
+
+    def calibrate(self, id_images: np.ndarray, recall: float = 0.95) -> float:
+        """Set and return the threshold that accepts at least ``recall`` of held-out ID embeddings (n, d)."""
+        if not 0 < recall <= 1:
+            raise UserError(f"recall is {recall}; give the share of ID images to accept, in (0, 1]")
+        ordered = np.sort(self._neglabel(id_images))[::-1]
+        self.threshold = float(ordered[int(np.ceil(recall * len(ordered))) - 1])
+        return self.threshold
+
+    def _neglabel(self, images: np.ndarray) -> np.ndarray:
+        return scores.neglabel(images, self.class_text, self.negative_text, self.temperature, self.groups)
+
+    def score_embeddings(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """For unit rows (n, d): ``score`` (n,) higher = more ID, ``is_id`` (n,) bool, ``nearest`` (n,) class names."""
+        score = self._neglabel(images)
+        nearest = np.array(self.class_names)[(images @ self.class_text.T).argmax(1)]
+        return {"score": score, "is_id": score >= self.threshold, "nearest": nearest}
+
+    @torch.no_grad()
+    def score(self, images: Sequence[Any] | Tensor) -> dict[str, np.ndarray]:
+        """The same for PIL images, file paths, or an already normalised tensor (n, 3, H, W)."""
+        network, preprocess, _ = models.load(self.model, self.weights)
+        if not isinstance(images, Tensor):
+            images = torch.stack([preprocess(_opened(image)) for image in images])
+        rows = torch.nn.functional.normalize(network.encode_image(images).float(), dim=-1)
+        return self.score_embeddings(rows.numpy())
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file: the text embeddings, and the rest as metadata. Aside first, then renamed."""
+        facts = {
+            "format": FORMAT, "model": self.model, "weights": str(self.weights), "class_names": self.class_names,
+            "threshold": self.threshold, "temperature": self.temperature, "groups": self.groups,
+        }  # fmt: skip
+        tensors = {"class_text": self.class_text, "negative_text": self.negative_text}
+        aside = Path(f"{path}.part")
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, aside, {"detector": json.dumps(facts)})
+        os.replace(aside, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Detector:
+        """Read a detector file; UserError if it is missing, truncated or something else."""
+        try:
+            with safe_open(path, "np") as file:
+                facts = json.loads((file.metadata() or {})["detector"])
+                tensors = {key: file.get_tensor(key) for key in ("class_text", "negative_text")}
+        except (OSError, SafetensorError, KeyError, ValueError) as fault:
+            raise UserError(
+                f"detector file {path} cannot be read ({fault}); save it again with Detector.save"
+            ) from None
+        if facts.pop("format") != FORMAT:
+            raise UserError(f"detector file {path} has another format than {FORMAT}; save it again with this version")
+        return cls(**facts, **tensors)
+
+
+def _opened(image: Any) -> Any:
+    """A path as an RGB PIL image; a PIL image as RGB."""
+    from PIL import Image
+
+    return (Image.open(image) if isinstance(image, (str, Path)) else image).convert("RGB")

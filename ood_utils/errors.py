@@ -1,0 +1,22 @@
+"""The one error a user sees."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A user's mistake or a fault of their files, said in one sentence: what, where, and what to do.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+
+class UnreadableImage(Exception):
+    """An image file that cannot be decoded; ``path`` names it. Collected and counted by ``embeddings``."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"image {path} cannot be read: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:  # crosses from a DataLoader worker to its parent
+        return type(self), (self.path, self.reason)

@@ -1,0 +1,72 @@
+"""The glyph world: deterministic, disjoint, fair."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ood_utils import glyphs
+
+
+def test_the_world_has_the_size_the_datasheet_states() -> None:
+    world = glyphs.world()
+    assert 6_500 < len(world.names) < 7_200 and 48_000 < len(world.alphas) < 51_000
+    assert len(set(world.names)) == len(world.names)
+    assert (world.alphas.reshape(len(world.alphas), -1).max(1) > 64).all(), "a drawing without ink"
+
+
+def test_rendering_is_deterministic(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    drawn = glyphs._render()
+    assert np.array_equal(drawn["alphas"], glyphs.world().alphas)
+
+
+def test_a_broken_cache_is_drawn_again(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(glyphs, "_render", lambda: {k: np.arange(3) for k in ("codepoint", "face", "alphas")})
+    path = glyphs._cache_file()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PK\x03\x04 half a file")
+    assert np.array_equal(glyphs._drawn()["face"], np.arange(3))
+    assert np.load(path)["face"].tolist() == [0, 1, 2]
+
+
+def test_id_classes_merge_look_alikes() -> None:
+    world, known = glyphs.world(), glyphs.concepts()
+    names = [{world.names[c] for c in group} for group in known.classes]
+    assert 325 <= sum(map(len, names)) <= 340 and 260 <= len(names) <= 275
+    together = {"latin capital letter a", "greek capital letter alpha", "cyrillic capital letter a"}
+    assert any(together <= group for group in names)
+    drawn = {}  # what is left apart is drawn apart, in at least one text face
+    for group in known.classes:
+        drawings = world.pick([group[0]], glyphs.TEXT_FACES)
+        assert drawn.setdefault(world.alphas[drawings].tobytes(), group) == group
+
+
+def test_sets_are_disjoint_and_contain_no_id_drawing() -> None:
+    world, known = glyphs.world(), glyphs.concepts()
+    letters = {c for group in known.classes for c in group}
+    seen = set(letters)
+    shapes = {world.alphas[d].tobytes() for d in world.pick(sorted(letters), ["DejaVuSans"])}
+    for name, characters in known.sets.items():
+        assert not seen & set(characters), name
+        seen |= set(characters)
+        same = [d for d in world.pick(characters, ["DejaVuSans"]) if world.alphas[d].tobytes() in shapes]
+        assert len(same) <= 0.01 * len(characters), (name, [world.names[world.character[d]] for d in same])
+    assert {"accented", "scripts", "arrows", "braille", "pictographs", "syllabics"} <= set(known.sets)
+
+
+def test_faces_are_split() -> None:
+    parts = [set(glyphs.TRAIN_FACES), set(glyphs.VALIDATION_FACES), set(glyphs.TEST_FACES)]
+    assert set.union(*parts) == set(glyphs.FACES) and sum(map(len, parts)) == len(glyphs.FACES) == 16
+
+
+def test_a_view_depends_on_seed_and_key_alone() -> None:
+    rng = np.random.default_rng(0)
+    alphas = rng.integers(0, 256, (6, glyphs.CANVAS, glyphs.CANVAS), dtype=np.uint8)
+    together = glyphs.views(alphas, alphas, [5, 9, 2, 7, 11, 3], seed=1)
+    alone = glyphs.views(alphas[2:3], alphas, [2], seed=1)
+    assert torch.equal(together[2:3], alone)
+    assert together.shape == (6, 3, glyphs.SIDE, glyphs.SIDE) and 0 <= together.min() and together.max() <= 1
+    assert not torch.equal(glyphs.views(alphas, alphas, range(6), seed=2), glyphs.views(alphas, alphas, range(6), seed=3))
