@@ -461,3 +461,15 @@ def load(profile: Profile, classes: int = 0) -> Study:
     """
     makers = {"glyphs": _glyph_study, "folder": _folder_study, "imagenet": _imagenet_study}
     return makers[profile.data](profile, classes)
+
+
+def picture(image_set: ImageSet, index: int) -> np.ndarray:
+    """One image of a set for looking at: (H, W, 3) float in [0, 1], its normalisation undone by its own range."""
+    pixels = image_set.dataset[index][0].permute(1, 2, 0).numpy()
+    low, high = pixels.min(), pixels.max()
+    return (pixels - low) / max(high - low, 1e-6)
+
+
+def examples(image_set: ImageSet, count: int) -> list[np.ndarray]:
+    """``count`` images spread evenly over a set, as ``picture`` gives them."""
+    return [picture(image_set, i) for i in np.linspace(0, len(image_set) - 1, min(count, len(image_set))).astype(int)]

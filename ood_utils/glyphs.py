@@ -220,24 +220,22 @@ def _set_of(codepoint: int, name: str) -> str | None:
     return None
 
 
-def _twins(everything: World, characters: Sequence[int]) -> dict[int, set[int]]:
-    """Character -> the given characters drawn with exactly its pixels in at least half of their shared text faces."""
+def _agreement(everything: World, characters: Sequence[int]) -> dict[int, dict[int, float]]:
+    """Character -> {one of ``characters`` -> share of their common text faces in which both are the same pixels}."""
     text = np.flatnonzero(everything.face < len(TEXT_FACES))
     same: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+    faces: dict[int, set[int]] = defaultdict(set)
     for d in text:
-        same[int(everything.face[d]), everything.alphas[d].tobytes()].append(int(everything.character[d]))
-    wanted, agree = set(characters), Counter()
+        character, face = int(everything.character[d]), int(everything.face[d])
+        same[face, everything.alphas[d].tobytes()].append(character)
+        faces[character].add(face)
+    wanted, count = set(characters), Counter()
     for group in same.values():
-        inside = [c for c in group if c in wanted]
-        agree.update((a, b) for a in group for b in inside if a != b)
-    faces = {c: set() for c in range(len(everything.names))}
-    for d in text:
-        faces[int(everything.character[d])].add(int(everything.face[d]))
-    twins: dict[int, set[int]] = defaultdict(set)
-    for (a, b), count in agree.items():
-        if 2 * count >= len(faces[a] & faces[b]):
-            twins[a].add(b)
-    return twins
+        count.update((a, b) for a in group for b in group if a != b and b in wanted)
+    shares: dict[int, dict[int, float]] = defaultdict(dict)
+    for (a, b), agreed in count.items():
+        shares[a][b] = agreed / len(faces[a] & faces[b])
+    return shares
 
 
 @lru_cache(maxsize=1)
@@ -252,14 +250,15 @@ def concepts() -> Concepts:
         for i, name in enumerate(everything.names)
         if _LETTER.match(name) and " with " not in name and set(range(len(TEXT_FACES))) <= in_faces[i]
     ]
-    twins = _twins(everything, letters)
+    agreement = _agreement(everything, letters)
+    twins = {a: {b for b, share in others.items() if share >= 0.5} for a, others in agreement.items()}
     classes: list[tuple[int, ...]] = []
     placed: set[int] = set()
     for letter in letters:  # ascending codepoint, so the first name of a class is its oldest
         if letter not in placed:
             group, frontier = {letter}, [letter]
             while frontier:
-                fresh = twins[frontier.pop()] - group
+                fresh = twins.get(frontier.pop(), set()) - group
                 group |= fresh
                 frontier += fresh
             placed |= group
@@ -269,7 +268,7 @@ def concepts() -> Concepts:
     for i, (codepoint, name) in enumerate(zip(everything.codepoints, everything.names, strict=True)):
         label = None if i in placed else _set_of(codepoint, name)
         if label:
-            (removed if twins.get(i) else sets)[label].append(i)
+            (removed if i in agreement else sets)[label].append(i)  # equal to an ID letter in any face
     return Concepts(
         tuple(classes),
         {k: tuple(v) for k, v in sets.items()},
@@ -328,3 +327,64 @@ def views(
     image = image + small[:, None] * (u[:, 23:26, None, None] - image)
     image = image + main[:, None] * (fore[:, :, None, None] - image)
     return (image + noise * torch.from_numpy(pixels).reshape(-1, 3, SIDE, SIDE)).clamp(0, 1)
+
+
+def datasheet() -> str:
+    """The world's datasheet as Markdown (docs/DATASHEET.md is this text): counts, faces, licences, overlaps."""
+    everything, known = world(), concepts()
+
+    def row(name: str, group: str, characters: Sequence[int]) -> str:
+        faces = {"id": TEST_FACES, "validation": VALIDATION_FACES}.get(group, TEST_FACES)
+        return f"| {name} | {group} | {len(characters)} | {len(everything.pick(characters, faces))} |"
+
+    first = [group[0] for group in known.classes]
+    letters = [c for group in known.classes for c in group]
+    merged = [group for group in known.classes if len(group) > 1]
+    lines = [
+        "# Datasheet of the glyph world",
+        "",
+        "Written by `python -m ood_utils.glyphs`; a test holds it to the code.",
+        "",
+        "**What it is.** Every named character that matplotlib's DejaVu and STIX fonts draw, as an image-text data set. An",
+        "image is a 32 x 32 photograph of one drawing (colours, uneven light, rotation, scale, shift, a small glyph in a",
+        "corner of 70 % of the images, noise); its name is the lower-cased Unicode name. Left out: characters without ink,",
+        "combining, control, separator and modifier characters, and the LastResort face.",
+        "",
+        f"**Size.** {len(everything.names):,} characters, {len(everything.alphas):,} drawings, {len(FACES)} faces.",
+        "",
+        f"**Faces.** Training: {', '.join(TRAIN_FACES)}. Validation (never trained on): {', '.join(VALIDATION_FACES)}. "
+        f"Test (never trained on): {', '.join(TEST_FACES)}.",
+        "",
+        "**Licences.** DejaVu: Bitstream Vera licence with Arev additions, free to use, changes in the public domain.",
+        "STIX: SIL Open Font License 1.1. Both come with matplotlib; nothing is copied into this repository. Handwritten",
+        "digits and the two photographs come with scikit-learn (UCI digits, CC BY 4.0; photographs CC BY).",
+        "",
+        "| set | group | characters | drawings in its faces |",
+        "|---|---|---|---|",
+        row("ID classes (first name of each)", "id", first),
+        *(row(name, GROUPS[name], characters) for name, characters in known.sets.items()),
+        "| digits | unseen | 10 handwritten digits | 1797 |",
+        "| photos | unseen | 2 photographs | patches of 48-160 px, as many as asked for |",
+        "",
+        "**Negative-label corpus.** The names of all characters. It contains the names of the OoD test sets, as WordNet",
+        "contains those of ImageNet's OoD sets; ID names, their synonyms and near-synonyms are removed when it is mined.",
+        "",
+        "**Corner glyphs** of ID and OoD test images come from characters that are in no set at all.",
+        "",
+        "## Known overlaps",
+        "",
+        f"{len(letters)} plain letters are {len(first)} distinct drawings: {len(merged)} groups of look-alikes (the same pixels in at",
+        "least half of their common text faces) form one class each; the further names are synonyms and never negatives.",
+        "Handwritten 0 and 1 resemble the letters O and l. Rotated or shifted letters can resemble others (o and O, n and u).",
+        "",
+        *("- " + " = ".join(everything.names[c] for c in group) for group in merged),
+        "",
+        "Left out of an OoD set because drawn exactly like an ID letter in some face:",
+        "",
+        *(f"- {name}: " + ", ".join(everything.names[c] for c in gone) for name, gone in known.removed.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(datasheet(), end="")

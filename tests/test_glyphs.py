@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -69,4 +71,11 @@ def test_a_view_depends_on_seed_and_key_alone() -> None:
     alone = glyphs.views(alphas[2:3], alphas, [2], seed=1)
     assert torch.equal(together[2:3], alone)
     assert together.shape == (6, 3, glyphs.SIDE, glyphs.SIDE) and 0 <= together.min() and together.max() <= 1
-    assert not torch.equal(glyphs.views(alphas, alphas, range(6), seed=2), glyphs.views(alphas, alphas, range(6), seed=3))
+    assert not torch.equal(
+        glyphs.views(alphas, alphas, range(6), seed=2), glyphs.views(alphas, alphas, range(6), seed=3)
+    )
+
+
+def test_the_datasheet_is_up_to_date() -> None:
+    written = Path(__file__).parents[1] / "docs" / "DATASHEET.md"
+    assert written.read_text() == glyphs.datasheet(), "run: python -m ood_utils.glyphs > docs/DATASHEET.md"

@@ -1,0 +1,205 @@
+"""The three lanes of data: the glyph world, a user's folders, and a miniature ImageNet in the real layouts."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ood_utils import data, glyphs
+from ood_utils.errors import UnreadableImage, UserError
+
+
+def _profile(**values) -> SimpleNamespace:
+    defaults = {
+        "data": "glyphs", "data_root": "", "ood_roots": {}, "ood_groups": {}, "id_classes": 20, "id_views": 1,
+        "ood_images": 30, "train_images": 0, "data_seed": 0, "model": "RN50", "pretrained": "random",
+        "crop_scale": [0.9, 1.0], "corpus": "names",
+    }  # fmt: skip
+    return SimpleNamespace(**(defaults | values))
+
+
+def _noise(path: Path, mode: str = "RGB", seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.convert(mode).save(path, format="PNG" if mode == "P" or path.suffix == ".png" else "JPEG")
+
+
+@pytest.fixture(scope="module")
+def study() -> data.Study:
+    return data.load(_profile())
+
+
+def test_glyph_sets_have_the_groups_and_sizes_asked_for(study) -> None:
+    assert len(study.class_names) == len(study.synonyms) == 20
+    assert set(study.ood) | set(study.validation) == set(glyphs.GROUPS)
+    assert all(0 < len(s) <= 30 for s in [*study.ood.values(), *study.validation.values()])
+    assert len(study.id_test) == 20 * len(glyphs.TEST_FACES) and set(study.id_test.labels) == set(range(20))
+    for image_set in study.sets.values():
+        image, label = image_set.dataset[len(image_set) - 1]
+        assert image.shape == (3, glyphs.SIDE, glyphs.SIDE) and image.dtype == torch.float32 and abs(image).max() <= 1
+        assert label == image_set.labels[-1] and len(image_set.ids) == len(image_set)
+
+
+def test_no_face_and_no_name_is_shared_between_training_validation_and_test(study) -> None:
+    faces = {name: {i.split(" · ")[1] for i in s.ids} for name, s in {"train": study.train, **study.sets}.items()}
+    tests = ["id_test", "accented", "scripts", "arrows", "braille", "pictographs", "syllabics"]
+    assert all(faces[name] <= set(glyphs.TEST_FACES) for name in tests)
+    assert all(faces[name] <= set(glyphs.VALIDATION_FACES) for name in ["id_val", *study.validation])
+    assert faces["train"] <= set(glyphs.TRAIN_FACES)
+    names = {name: {i.split(" · ")[0] for i in s.ids} for name, s in (study.ood | study.validation).items()}
+    for one in names:
+        assert not names[one] & set(study.class_names), one
+        assert all(not names[one] & names[other] for other in names if other != one), one
+
+
+def test_loading_twice_gives_the_same_fingerprints_and_pixels(study) -> None:
+    again = data.load(_profile())
+    for name, image_set in study.sets.items():
+        assert image_set.fingerprint == again.sets[name].fingerprint
+        assert torch.equal(image_set.dataset[3][0], again.sets[name].dataset[3][0])
+    other = data.load(_profile(data_seed=1))
+    assert other.id_test.fingerprint != study.id_test.fingerprint
+
+
+def test_training_views_are_a_function_of_the_key(study) -> None:
+    n = len(study.train)
+    (one, label), (next_epoch, same) = study.train.dataset[4], study.train.dataset[4 + n]
+    assert label == same and not torch.equal(one, next_epoch)
+    batch = study.train.dataset.__getitems__([9, 4 + n, 4])
+    assert torch.equal(batch[2][0], one) and torch.equal(batch[1][0], next_epoch)
+
+
+def test_fewer_classes_are_a_part_of_all(study) -> None:
+    part = data.load(_profile(), classes=7)
+    assert set(part.class_names) < set(study.class_names) and len(part.class_names) == 7
+    assert part.ood["arrows"].fingerprint == study.ood["arrows"].fingerprint
+
+
+# --- folders -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> SimpleNamespace:
+    for k, name in enumerate(("red_fox", "wolf")):
+        for i in range(10):
+            _noise(tmp_path / "id" / name / f"{i}.jpg", seed=10 * k + i)
+    for i in range(4):
+        _noise(tmp_path / "ood" / "deep" / f"{i}.png", seed=100 + i)
+        _noise(tmp_path / "val" / f"{i}.jpg", seed=200 + i)
+    roots = {"cars": str(tmp_path / "ood"), "held": str(tmp_path / "val")}
+    groups = {"cars": "far", "held": "validation"}
+    return _profile(data="folder", data_root=str(tmp_path / "id"), ood_roots=roots, ood_groups=groups, id_classes=0)
+
+
+def test_a_folder_of_classes_is_split(folders) -> None:
+    study = data.load(folders)
+    assert study.class_names == ["red fox", "wolf"]
+    sizes = [len(study.train), len(study.id_val), len(study.id_test)]
+    assert sum(sizes) == 20 and sizes[0] == 12
+    assert not set(study.train.ids) & set(study.id_test.ids)
+    assert set(study.ood) == {"cars"} and set(study.validation) == {"held"}
+    image, label = study.ood["cars"].dataset[0]
+    assert image.shape == (3, 224, 224) and label == -1
+    assert torch.equal(study.train.dataset[5][0], study.train.dataset[5][0])
+    assert not torch.equal(study.train.dataset[5][0], study.train.dataset[5 + len(study.train)][0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data_root": ""}, "data_root is empty"),
+        ({"data_root": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"ood_roots": {}}, "ood_roots"),
+        ({"ood_roots": {"cars": "/not/there"}}, "/not/there"),
+        ({"corpus": "/not/a/corpus"}, "corpus"),
+    ],
+)
+def test_wrong_folders_are_named(folders, change: dict, said: str) -> None:
+    profile = copy.copy(folders)
+    profile.__dict__.update(change)
+    with pytest.raises(UserError, match=said):
+        data.load(profile)
+
+
+def test_an_empty_folder_and_a_single_class_are_refused(folders, tmp_path) -> None:
+    (tmp_path / "void").mkdir()
+    folders.ood_roots = {"void": str(tmp_path / "void")}
+    with pytest.raises(UserError, match="empty"):
+        data.load(folders)
+    for path in (tmp_path / "id" / "wolf").iterdir():
+        path.unlink()
+    (tmp_path / "id" / "wolf").rmdir()
+    with pytest.raises(UserError, match="at least 2"):
+        data.load(folders)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("cmyk.jpg", "CMYK"), ("palette.JPEG", "P"), ("grey.jpg", "L")])
+def test_odd_images_are_read_as_rgb(tmp_path, name: str, mode: str) -> None:
+    _noise(tmp_path / name, mode)  # the palette one is a PNG named .JPEG, as ImageNet has some
+    image, _ = data.ImageFiles([tmp_path / name], np.array([0]), lambda x: torch.from_numpy(np.array(x)))[0]
+    assert image.shape == (24, 30, 3)
+
+
+def test_a_corrupt_image_is_named_and_crosses_processes(tmp_path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    with pytest.raises(UnreadableImage, match="bad.jpg") as caught:
+        data.ImageFiles([tmp_path / "bad.jpg"], np.array([0]), lambda x: x)[0]
+    assert pickle.loads(pickle.dumps(caught.value)).path == str(tmp_path / "bad.jpg")
+
+
+# --- a miniature ImageNet ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path) -> SimpleNamespace:
+    wnids = data.imagenet_wnids()[:3]
+    lists = tmp_path / "benchmark_imglist/imagenet"
+    lists.mkdir(parents=True)
+    held = []
+    for k, wnid in enumerate(wnids):
+        for i in range(4):
+            _noise(tmp_path / "imagenet/train" / wnid / f"{wnid}_{i}.JPEG", seed=k * 9 + i)
+            _noise(tmp_path / "imagenet/val" / wnid / f"ILSVRC2012_val_{k}{i}.JPEG", seed=50 + k * 9 + i)
+        held.append(f"imagenet_1k/val/ILSVRC2012_val_{k}0.JPEG {k}")
+    (lists / "val_imagenet.txt").write_text("\n".join(held))
+    for name, (_, folder, listed, _) in data.IMAGENET_SETS.items():
+        paths = [Path(name) / f"{i}.jpg" for i in range(3)]
+        for i, path in enumerate(paths):
+            _noise(tmp_path / folder / path, seed=i)
+        if listed:
+            (lists / listed).write_text("".join(f"{p} -1\n" for p in paths))
+    return _profile(data="imagenet", data_root=str(tmp_path), id_classes=3)
+
+
+def test_the_imagenet_layouts_are_read(imagenet) -> None:
+    study = data.load(imagenet)
+    assert study.class_names[:2] == ["tench", "goldfish"]
+    assert len(study.id_val) == 3 and len(study.id_test) == 9 and len(study.train) == 12
+    assert {"SSB-hard", "NINCO", "SUN", "Places", "OpenImage-O"} <= set(study.ood)
+    assert set(study.validation) == {"val_openimage_o"}
+    assert len(data.imagenet_wnids()) == 1000 == len(set(data.imagenet_wnids()))
+
+
+def test_wrong_imagenet_copies_are_refused(imagenet, tmp_path) -> None:
+    imagenet.id_classes = 0
+    with pytest.raises(UserError, match="3 class folders, not 1000"):
+        data.load(imagenet)
+    imagenet.id_classes = 3
+    (tmp_path / "imagenet/train/n99999999").mkdir()
+    with pytest.raises(UserError, match="n99999999"):
+        data.load(imagenet)
+    (tmp_path / "imagenet/train/n99999999").rmdir()
+    (tmp_path / "images_largescale/NINCO/1.jpg").unlink()
+    with pytest.raises(UserError, match=r"NINCO/1\.jpg"):
+        data.load(imagenet)
+    (tmp_path / "benchmark_imglist/imagenet/test_ninco.txt").unlink()
+    with pytest.raises(UserError, match=r"test_ninco\.txt"):
+        data.load(imagenet)
