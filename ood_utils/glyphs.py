@@ -332,58 +332,21 @@ def views(
 def datasheet() -> str:
     """The world's datasheet as Markdown (docs/DATASHEET.md is this text): counts, faces, licences, overlaps."""
     everything, known = world(), concepts()
-
-    def row(name: str, group: str, characters: Sequence[int]) -> str:
-        faces = {"id": TEST_FACES, "validation": VALIDATION_FACES}.get(group, TEST_FACES)
-        return f"| {name} | {group} | {len(characters)} | {len(everything.pick(characters, faces))} |"
-
-    first = [group[0] for group in known.classes]
-    letters = [c for group in known.classes for c in group]
-    merged = [group for group in known.classes if len(group) > 1]
-    lines = [
-        "# Datasheet of the glyph world",
-        "",
-        "Written by `python -m ood_utils.glyphs`; a test holds it to the code.",
-        "",
-        "**What it is.** Every named character that matplotlib's DejaVu and STIX fonts draw, as an image-text data set. An",
-        "image is a 32 x 32 photograph of one drawing (colours, uneven light, rotation, scale, shift, a small glyph in a",
-        "corner of 70 % of the images, noise); its name is the lower-cased Unicode name. Left out: characters without ink,",
-        "combining, control, separator and modifier characters, and the LastResort face.",
-        "",
-        f"**Size.** {len(everything.names):,} characters, {len(everything.alphas):,} drawings, {len(FACES)} faces.",
-        "",
-        f"**Faces.** Training: {', '.join(TRAIN_FACES)}. Validation (never trained on): {', '.join(VALIDATION_FACES)}. "
-        f"Test (never trained on): {', '.join(TEST_FACES)}.",
-        "",
-        "**Licences.** DejaVu: Bitstream Vera licence with Arev additions, free to use, changes in the public domain.",
-        "STIX: SIL Open Font License 1.1. Both come with matplotlib; nothing is copied into this repository. Handwritten",
-        "digits and the two photographs come with scikit-learn (UCI digits, CC BY 4.0; photographs CC BY).",
-        "",
-        "| set | group | characters | drawings in its faces |",
-        "|---|---|---|---|",
-        row("ID classes (first name of each)", "id", first),
-        *(row(name, GROUPS[name], characters) for name, characters in known.sets.items()),
-        "| digits | unseen | 10 handwritten digits | 1797 |",
-        "| photos | unseen | 2 photographs | patches of 48-160 px, as many as asked for |",
-        "",
-        "**Negative-label corpus.** The names of all characters. It contains the names of the OoD test sets, as WordNet",
-        "contains those of ImageNet's OoD sets; ID names, their synonyms and near-synonyms are removed when it is mined.",
-        "",
-        "**Corner glyphs** of ID and OoD test images come from characters that are in no set at all.",
-        "",
-        "## Known overlaps",
-        "",
-        f"{len(letters)} plain letters are {len(first)} distinct drawings: {len(merged)} groups of look-alikes (the same pixels in at",
-        "least half of their common text faces) form one class each; the further names are synonyms and never negatives.",
-        "Handwritten 0 and 1 resemble the letters O and l. Rotated or shifted letters can resemble others (o and O, n and u).",
-        "",
-        *("- " + " = ".join(everything.names[c] for c in group) for group in merged),
-        "",
-        "Left out of an OoD set because drawn exactly like an ID letter in some face:",
-        "",
-        *(f"- {name}: " + ", ".join(everything.names[c] for c in gone) for name, gone in known.removed.items()),
-    ]
-    return "\n".join(lines) + "\n"
+    named = {"ID classes, first name of each": [group[0] for group in known.classes], **known.sets}
+    rows = []
+    for name, characters in named.items():
+        group = GROUPS.get(name, "id")
+        drawn = everything.pick(characters, VALIDATION_FACES if group == "validation" else TEST_FACES)
+        rows.append(f"| {name} | {group} | {len(characters)} | {len(drawn)} |")
+    merged = [[everything.names[c] for c in group] for group in known.classes if len(group) > 1]
+    gone = {name: [everything.names[c] for c in characters] for name, characters in known.removed.items()}
+    return (Path(__file__).parent / "assets" / "datasheet.md").read_text().format(
+        characters=len(everything.names), drawings=len(everything.alphas), faces=len(FACES),
+        train_faces=", ".join(TRAIN_FACES), validation_faces=", ".join(VALIDATION_FACES),
+        test_faces=", ".join(TEST_FACES), rows="\n".join(rows), letters=sum(map(len, known.classes)),
+        classes=len(known.classes), merged=len(merged), groups="\n".join("- " + " = ".join(m) for m in merged),
+        removed="\n".join(f"- {name}: {', '.join(names)}" for name, names in gone.items()),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

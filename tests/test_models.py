@@ -65,7 +65,9 @@ def test_save_and_load_round_trip(tmp_path, glyph_clip) -> None:
 def test_a_plain_state_dict_loads(tmp_path, glyph_clip) -> None:
     state = {"state_dict": {f"module.{k}": v for k, v in glyph_clip[0].state_dict().items()}}
     torch.save(state, tmp_path / "w.pt")
-    assert models.weights_hash(models.load("GlyphCLIP", str(tmp_path / "w.pt"))[0]) == models.weights_hash(glyph_clip[0])
+    assert models.weights_hash(models.load("GlyphCLIP", str(tmp_path / "w.pt"))[0]) == models.weights_hash(
+        glyph_clip[0]
+    )
 
 
 class _Nasty:

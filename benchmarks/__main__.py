@@ -1,0 +1,64 @@
+"""Measure this machine: `python -m benchmarks [series scores metrics encode train] [--profile NAME]`."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import record
+
+
+def rows_of(section: str, options: argparse.Namespace) -> list[record.Row]:
+    """Measure one section; what it measures is imported here, so that one section needs no other's modules."""
+    if section == "series":
+        from . import series
+
+        return series.measure(options.profile)
+    if section in ("scores", "metrics"):
+        from . import scoring
+
+        measure = scoring.measure_scores if section == "scores" else scoring.measure_metrics
+        return measure(options.scale)
+    from . import encoders
+
+    return encoders.measure(section, options.scale, options.workers)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    made = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    made.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(record.TITLES)}; all by default"
+    )
+    made.add_argument("--profile", default="glyphs", help="profile of the series section (default: %(default)s)")
+    made.add_argument("--scale", type=float, default=1.0, help="share of the full size; below 1 nothing is recorded")
+    made.add_argument("--workers", type=int, default=0, help="data loader processes of encode and train (default: 0)")
+    made.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
+    made.add_argument("--render", action="store_true", help="only render RESULTS.md from results.csv")
+    return made
+
+
+def main() -> None:
+    """Measure, print each row, append to results.csv and render RESULTS.md."""
+    options = parser().parse_args()
+    if unknown := set(options.sections) - set(record.TITLES):
+        parser().error(f"unknown section {sorted(unknown)[0]!r}; choose from {', '.join(record.TITLES)}")
+    if not 0 < options.scale <= 1:
+        parser().error(f"--scale is {options.scale}; give a share above 0 and up to 1")
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    for section in [] if options.render else options.sections or record.TITLES:
+        rows = rows_of(section, options)
+        for row in rows:
+            share = f"  share {record.figure(row.share)}" if row.share is not None else ""
+            print(f"{section}: {row.what}: {record.figure(row.value) or row.status} {row.unit}{share}  {row.met()}")
+        if options.scale == 1:
+            record.append(rows)
+            record.TABLE.write_text(record.render(record.read()))
+    if options.render:
+        record.TABLE.write_text(record.render(record.read()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""Negative labels: words that name no in-distribution (ID) class, found far from all of them on the text sphere.
+
+The corpus is a list of (word, part of speech), "noun" or "adj"; prompts and embeddings come from elsewhere.
+Everything is deterministic: the same corpus and embeddings give the same list, whatever the machine's directory order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .data import Study
+    from .embeddings import Space
+    from .run import Profile
+
+CMA_SPLIT = {"adj": 1500, "noun": 8500}  # CMA's list: fixed counts, adjectives first (core_methods 3.5)
+NEGLABEL_LEFT_OUT = ("noun.animal", "noun.food")  # lexicographer files absent from NegLabel's corpus
+CSP_LEFT_OUT = (*NEGLABEL_LEFT_OUT, "noun.person", "noun.quantity", "noun.group", "adj.pert")
+CSP_SUPERCLASSES = (
+    "environment", "space", "object", "scene", "place", "item", "area",
+    "view", "thing", "pattern", "structure", "landscape", "vista", "creature",
+)  # fmt: skip
+_LEXICOGRAPHER = {
+    "noun": dict(
+        enumerate(
+            "Tops act animal artifact attribute body cognition communication event feeling food group location motive "
+            "object person phenomenon plant possession process quantity relation shape state substance time".split(),
+            start=3,
+        )
+    ),
+    "adj": {0: "all", 1: "pert", 44: "ppl"},
+}  # lexnames(5WN): file number -> name; fixed in every Princeton release, and Debian ships no lexnames file
+_CHUNK = 2**22  # cosines held at a time: 32 MB in float64
+
+
+def mine(
+    candidate_embeddings: Any,
+    id_text_embeddings: Any,
+    quantile: float = 0.95,
+    keep: float | Mapping[str, int] = 0.15,
+    parts: Sequence[str] | None = None,
+) -> np.ndarray:
+    """NegMine: indices (int64) of the candidates that are least like the ID classes, least alike first.
+
+    For candidate c, r_c is the ``quantile`` (linear interpolation) over the ID classes of its cosine, a robust
+    "similarity to the nearest class". Per part of speech the ``int(keep * n)`` smallest r_c are kept; parts never
+    compete; nouns come first, then the others by name. ``keep`` may be a mapping part -> number (``CMA_SPLIT``) whose
+    order is then the order of the result. Equal r_c go by index.
+    ``candidate_embeddings`` (C, d) and ``id_text_embeddings`` (K, d) are unit rows, ``parts`` C labels or None (one
+    part). Products are float64, in chunks. Source: NegLabel (arXiv 2403.20078), algorithm NegMine.
+    Raises UserError for wrong shapes, non-finite values, a quantile or share outside its range, or an empty result.
+    """
+    candidates = _table(candidate_embeddings, "candidate_embeddings")
+    texts = _table(id_text_embeddings, "id_text_embeddings")
+    if candidates.shape[1] != texts.shape[1]:
+        raise UserError(
+            f"candidate_embeddings have width {candidates.shape[1]} but id_text_embeddings {texts.shape[1]}; "
+            "encode both with one model."
+        )
+    if not 0 <= quantile <= 1:
+        raise UserError(f"quantile is {quantile}, but must lie in [0, 1]; NegLabel uses 0.95.")
+    labels = np.array(["all"] * len(candidates) if parts is None else list(parts))
+    if len(labels) != len(candidates):
+        raise UserError(f"parts has {len(labels)} entries for {len(candidates)} candidates; give one for each.")
+    wanted = _wanted(labels, keep)
+    likeness = _likeness(candidates, texts, quantile)
+    chosen = []
+    for part, count in wanted.items():
+        index = np.flatnonzero(labels == part)
+        chosen.append(index[np.argsort(likeness[index], kind="stable")[:count]])
+    selected = np.concatenate(chosen) if chosen else np.array([], dtype=np.int64)
+    if not len(selected):
+        raise UserError(f"keep is {keep}, which selects none of the {len(candidates)} candidates; raise it.")
+    return selected
+
+
+def clean(
+    words: Sequence[str], class_names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
+) -> np.ndarray:
+    """Bool mask (len(words),): True for the words that may serve as negatives.
+
+    Taken out: words that name an ID class or one of its ``synonyms`` (one list per class), near-synonyms of these,
+    parsing artefacts (a square bracket anywhere; no letter or digit at all) and repetitions of an earlier word
+    (after lower-casing and making each run of punctuation one space). A near-synonym is a word with the same multiset
+    of words after lower-casing, dropping apostrophes, splitting at other punctuation and taking off a plural ending:
+    "Lady's slippers, yellow" equals "yellow lady slipper". It finds no synonym that is spelt otherwise.
+    """
+    taken = _id_keys(class_names, synonyms)
+    seen: set[str] = set()
+    mask = np.zeros(len(words), dtype=bool)
+    for i, word in enumerate(words):
+        key, plain = _key(word), " ".join(_tokens(word))
+        mask[i] = bool(key) and not set("[]") & set(word) and key not in taken and plain not in seen
+        seen.add(plain)
+    return mask
+
+
+def leak(
+    words: Sequence[str], class_names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
+) -> list[str]:
+    """The words of a negative list that name an ID class, by the rule of ``clean`` (near-synonyms included), in order.
+
+    For an image of such a class the score cannot exceed 1/2; 53 of CMA's 10,000 negatives leak so (core_methods 3.5).
+    """
+    taken = _id_keys(class_names, synonyms)
+    return [word for word in words if _key(word) in taken]
+
+
+def conjugate(corpus: Sequence[tuple[str, str]], seed: int = 0) -> list[tuple[str, str]]:
+    """CSP's corpus: each adjective becomes "adjective superclass", the part "conjugated"; nouns stay.
+
+    The superclass is one of 14 broad words (``CSP_SUPERCLASSES``), drawn with ``seed`` by the word itself, so that the
+    name of an adjective does not depend on the rest of the corpus (the official code draws in corpus order). Pass
+    ``wordnet(folder, CSP_LEFT_OUT)``; a conjugated name is a noun phrase and takes the nouns' prompt.
+    Source: CSP (arXiv 2410.08611).
+    """
+
+    def name(word: str) -> str:
+        return f"{word} {np.random.default_rng((seed, zlib.crc32(word.encode()))).choice(CSP_SUPERCLASSES)}"
+
+    return [(name(word), "conjugated") if part == "adj" else (word, part) for word, part in corpus]
+
+
+def prompts(corpus: Sequence[tuple[str, str]], noun: str = "the nice {}", adj: str = "This is a {} photo") -> list[str]:
+    """One prompt per (word, part): ``adj`` for adjectives, ``noun`` for all else. Defaults: NegLabel's templates."""
+    for name, template in (("noun", noun), ("adj", adj)):
+        if "{}" not in template:
+            raise UserError(f"The {name} template {template!r} has no place for the word; put {{}} where it belongs.")
+    return [(adj if part == "adj" else noun).format(word) for word, part in corpus]
+
+
+@dataclass(frozen=True)
+class NegativeList:
+    """A mined list: ``words``, ``prompts`` and ``indices`` into the corpus, all in the miner's order.
+
+    ``provenance`` holds whatever tells where it came from (weights hash, quantile, keep, corpus; JSON values only).
+    """
+
+    words: list[str]
+    prompts: list[str]
+    indices: list[int]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.words) == len(self.prompts) == len(self.indices):
+            raise UserError("A NegativeList needs as many prompts and indices as words; build it with negatives.build.")
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @property
+    def hash(self) -> str:
+        """sha256 (hex) of the prompts in order: what the model reads, and nothing else."""
+        return hashlib.sha256(json.dumps(self.prompts, ensure_ascii=True).encode()).hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Write as JSON, aside first and then renamed, so that no reader ever sees half a list."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            aside.write_text(json.dumps({**asdict(self), "hash": self.hash}, ensure_ascii=False, indent=1), "utf-8")
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> NegativeList:
+        """Read what ``save`` wrote; UserError if the file is missing, broken, or its hash does not fit its prompts."""
+        try:
+            content = json.loads(Path(path).read_text("utf-8"))
+            saved = content.pop("hash")
+            loaded = cls(**content)
+        except OSError as error:
+            raise UserError(f"The negative list {path} cannot be read ({error.strerror}); mine it again.") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is not a whole negative list; delete it and mine it again.") from error
+        if saved != loaded.hash:
+            raise UserError(f"{path} was changed after it was mined (its hash differs); delete it and mine it again.")
+        return loaded
+
+
+def build(
+    corpus: Sequence[tuple[str, str]],
+    candidate_embeddings: Any,
+    id_text_embeddings: Any,
+    class_names: Sequence[str] = (),
+    synonyms: Sequence[Sequence[str]] | None = None,
+    *,
+    templates: tuple[str, str] = ("the nice {}", "This is a {} photo"),
+    quantile: float = 0.95,
+    keep: float | Mapping[str, int] = 0.15,
+    cleaned: bool = True,
+    provenance: Mapping[str, Any] | None = None,
+) -> NegativeList:
+    """Clean, mine and record: the list whose ``indices`` point into ``corpus`` and its embeddings (C, d).
+
+    ``templates`` are the (noun, adjective) prompts the embeddings were made with. ``cleaned=False`` leaves ID names,
+    artefacts and repetitions in, as the published lists do: the ablation of the leak. Errors as ``mine``.
+    """
+    words = [word for word, _ in corpus]
+    candidates = _table(candidate_embeddings, "candidate_embeddings")
+    if len(candidates) != len(corpus):
+        raise UserError(f"candidate_embeddings have {len(candidates)} rows for {len(corpus)} words; encode the corpus.")
+    usable = np.flatnonzero(clean(words, class_names, synonyms)) if cleaned else np.arange(len(corpus))
+    if not len(usable):
+        raise UserError("The corpus holds no word that is not an ID name; give a larger corpus.")
+    parts = [corpus[i][1] for i in usable]
+    chosen = usable[mine(candidates[usable], id_text_embeddings, quantile, keep, parts)]
+    picked = [corpus[i] for i in chosen]
+    kept = dict(keep) if isinstance(keep, Mapping) else keep
+    facts = {"quantile": quantile, "keep": kept, "cleaned": cleaned, "corpus": len(corpus), "candidates": len(usable)}
+    names = [word for word, _ in picked]
+    return NegativeList(names, prompts(picked, *templates), chosen.tolist(), {**facts, **(provenance or {})})
+
+
+def wordnet(
+    dict_folder: str | Path, left_out: Collection[str] = NEGLABEL_LEFT_OUT, every_word: bool = False
+) -> list[tuple[str, str]]:
+    """(word, "noun" or "adj") of a Princeton-format ``dict`` folder: the corpus of NegLabel.
+
+    Reads ``data.noun`` and ``data.adj`` line by line (nltk's reader needs fifteen files, of which Debian's package
+    lacks one, and refuses folders outside its own data path). Words are lower-cased, underscores become spaces, markers
+    of syntax such as "(p)" go. Order: lexicographer files by name (adj.all, adj.pert, adj.ppl, noun.Tops, ...), words
+    sorted within; a word counts once, where it comes first, so some nouns are listed as adjectives, as in NegLabel.
+    ``left_out`` names files to skip. Only the first word of a synset is taken: WordNet 3.0 then gives 70,794,
+    each file within 1 % of NegLabel's but adj.all (10 % more); ``every_word=True`` takes all 120,269 of them.
+    Raises UserError for a missing or foreign file.
+    """
+    files = {f"{part}.{name}": set() for part, names in _LEXICOGRAPHER.items() for name in names.values()}
+    for part in _LEXICOGRAPHER:
+        path = Path(dict_folder) / f"data.{part}"
+        try:
+            for line in path.read_text("utf-8").splitlines():
+                if line.strip() and not line.startswith(" "):  # the licence is indented
+                    name, words = _synset(line, part)
+                    files[name].update(words if every_word else words[:1])
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); give a dict folder of WordNet.") from error
+        except (ValueError, KeyError, IndexError) as error:
+            raise UserError(f"{path} is no Princeton WordNet data file; give a dict folder of WordNet.") from error
+    if unknown := sorted(set(left_out) - set(files)):
+        raise UserError(f"left_out names {unknown[0]!r}, which is none of {', '.join(sorted(files))}.")
+    ordered: dict[str, str] = {}
+    for name in sorted(set(files) - set(left_out)):
+        for word in sorted(files[name]):
+            ordered.setdefault(word, name.split(".")[0])
+    return list(ordered.items())
+
+
+def _synset(line: str, part: str) -> tuple[str, list[str]]:
+    """Lexicographer file and words of one data line: offset, file number, type, hex word count, (word, id) pairs ..."""
+    fields = line.split()
+    words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+    name = f"{part}.{_LEXICOGRAPHER[part][int(fields[1])]}"
+    return name, [re.sub(r"\((a|p|ip)\)$", "", word).replace("_", " ").lower() for word in words]
+
+
+def _wanted(labels: np.ndarray, keep: float | Mapping[str, int]) -> dict[str, int]:
+    """How many of each part, in the order of the result."""
+    available = dict(zip(*np.unique(labels, return_counts=True), strict=True))
+    if not isinstance(keep, Mapping):
+        if not 0 < keep <= 1:
+            raise UserError(f"keep is {keep}, but must be a share in (0, 1]; NegLabel keeps 0.15.")
+        return {str(part): int(keep * available[part]) for part in sorted(available, key=lambda p: (p != "noun", p))}
+    for part, count in keep.items():
+        if not 0 <= count <= available.get(part, 0):
+            raise UserError(
+                f"keep asks for {count} of {part!r}, but there are {available.get(part, 0)}; ask for fewer."
+            )
+    return dict(keep)
+
+
+def _likeness(candidates: np.ndarray, texts: np.ndarray, quantile: float) -> np.ndarray:
+    step, texts = max(1, _CHUNK // len(texts)), texts.T.astype(np.float64)
+    parts = [
+        np.quantile(candidates[start : start + step].astype(np.float64) @ texts, quantile, axis=1)
+        for start in range(0, len(candidates), step)
+    ]
+    return np.concatenate(parts).round(12)  # equal embeddings stay equal whatever block of BLAS computed them
+
+
+def _table(values: Any, name: str) -> np.ndarray:
+    values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
+    table = np.asarray(values)
+    if table.ndim != 2 or table.size == 0:
+        raise UserError(f"{name} have shape {table.shape}, but a filled table (words, width) is needed.")
+    if not np.isfinite(table).all():
+        raise UserError(f"{name} hold NaN or infinity; encode the texts again.")
+    return table
+
+
+def _tokens(word: str) -> list[str]:
+    return re.findall(r"[^\W_]+", re.sub(r"['\u2019]", "", word.lower()))
+
+
+def _key(word: str) -> tuple[str, ...]:
+    """The multiset of singular words: what two names must share to be near-synonyms."""
+    return tuple(sorted(_singular(token) for token in _tokens(word)))
+
+
+def _singular(token: str) -> str:
+    """Takes off a plural ending by rule; it need not be a real word, only the same for singular and plural."""
+    if len(token) > 3 and token.endswith("ies"):
+        return token[:-3] + "y"
+    if len(token) > 4 and token.endswith(("ches", "shes", "sses", "xes", "zes")):
+        return token[:-2]
+    return token[:-1] if len(token) > 2 and token.endswith("s") and not token.endswith(("ss", "us", "is")) else token
+
+
+def _id_keys(class_names: Sequence[str], synonyms: Sequence[Sequence[str]] | None) -> set[tuple[str, ...]]:
+    return {_key(name) for name in [*class_names, *(s for names in synonyms or () for s in names)]}
+
+
+def select(study: Study, space: Space, profile: Profile, cleaned: bool = True) -> NegativeList:
+    """``build`` for a study: mined from its corpus with the text tower of ``space``, settings from the profile.
+
+    Mine once, with the zero-shot model, and use the list for every method (CMA and NegLabel do).
+    """
+    return build(
+        study.corpus,
+        space.corpus_text,
+        space.class_text,
+        study.class_names,
+        study.synonyms,
+        templates=(profile.negative_prompt, "This is a {} photo"),
+        quantile=profile.quantile,
+        keep=profile.keep,
+        cleaned=cleaned,
+    )

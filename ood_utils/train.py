@@ -1,0 +1,138 @@
+"""Command line of ``training``: one fine-tuning, in one process or under torchrun, on one machine or many.
+
+    python -m ood_utils.train --profile glyphs --objective cma --lam 0.003 --seed 0 --folder outputs/mine
+    torchrun --nproc-per-node 8 -m ood_utils.train --profile imagenet --folder outputs/imagenet/cma
+    torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m ood_utils.train ...
+
+The batch of the profile is that of all processes together. Started again with the same words, it resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ood_utils.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--profile", default="glyphs", help="name in notebooks/profiles or path (default: glyphs)")
+    parser.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="change a value of the profile")
+    parser.add_argument("--objective", choices=("clip", "cma", "m2mix"), default="cma", help="clip is FLYP")
+    parser.add_argument("--lam", type=float, help="0 to 1; CMA's lam or the weight of m2-Mix (default: the profile's)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--classes", type=int, default=0, help="ID classes, 0 = all of the profile's")
+    parser.add_argument("--folder", type=Path, help="where weights, log and card go")
+    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="steps between states")
+    parser.add_argument("--deterministic", action="store_true", help="deterministic CUDA kernels: resume to the bit")
+    parser.add_argument("--job", nargs="+", type=Path, help=argparse.SUPPRESS)  # files of training.fine_tune_many
+    parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)  # end when standard input closes
+    return parser
+
+
+def _jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every fine-tuning asked for: profile values, recipe values, folder, save_every."""
+    if options.job:
+        return [json.loads(path.read_text()) for path in options.job]
+    if options.folder is None:
+        raise UserError("--folder is missing; say where the weights, the log and the card go")
+    from .run import load_profile, parse_yaml
+    from .training import Recipe
+
+    pairs = [change.partition("=") for change in options.p]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise UserError(f"-p {key} has no value; write -p {key}=VALUE")
+    profile = load_profile(options.profile, {key: parse_yaml(value) for key, _, value in pairs})
+    changes = {"objective": options.objective, "seed": options.seed, "classes": options.classes}
+    lam = {"lam": options.lam} if options.lam is not None else {}
+    recipe = Recipe.from_profile(profile, **changes, **lam)
+    return [
+        {
+            "profile": profile.model_dump(mode="json"),
+            "recipe": vars(recipe),
+            "folder": str(options.folder),
+            "save_every": options.save_every,
+        }
+    ]
+
+
+def _run(job: dict[str, Any], studies: dict[str, Any]) -> None:
+    """One fine-tuning; studies already loaded for an earlier one are used again."""
+    from . import data, embeddings, models, training
+    from .run import make_profile
+
+    profile, recipe = make_profile(job["profile"], "the job's profile"), training.Recipe(**job["recipe"])
+    wanted = f"{profile.key()}-{recipe.classes}"
+    if wanted not in studies:
+        studies[wanted] = data.load(profile, recipe.classes)
+    study = studies[wanted]
+    model, _, tokenizer = models.load(profile.model, profile.pretrained)
+    training.fine_tune(
+        model,
+        tokenizer,
+        study.train,
+        embeddings.prompts(profile.prompt, study.class_names),
+        recipe,
+        job["folder"],
+        device=profile.device,
+        save_every=job["save_every"],
+        workers=profile.workers,
+        max_unreadable=profile.max_unreadable,
+    )
+
+
+def _end_with_parent() -> None:
+    """End this process when standard input closes: whoever started it is gone, however it went."""
+
+    def wait() -> None:
+        while os.read(0, 1024):  # not sys.stdin: its lock would be held at a normal exit
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if all is finished, 2 for a user's mistake (one sentence on standard error)."""
+    options = _parser().parse_args(argv)
+    if options.watch:
+        _end_with_parent()
+    import torch
+
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    try:
+        jobs = _jobs(options)
+        if options.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        if distributed:
+            from .embeddings import resolve_device
+
+            device = resolve_device(jobs[0]["profile"]["device"])
+            if device != "cpu":
+                torch.cuda.set_device(device)
+            torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl")
+        studies: dict[str, Any] = {}
+        for job in jobs:
+            _run(job, studies)
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    finally:
+        if distributed and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from ood_utils import embeddings, run
+from ood_utils.embeddings import embed, encode, encode_images, encode_texts
+from ood_utils.errors import UserError
+
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What embeddings read of ``data.Study``."""
+
+    sets: dict[str, tiny.Images]
+    class_names: list[str]
+    corpus: list[tuple[str, str]]
+
+
+def study(**options: object) -> Study:
+    sets = {name: tiny.images(count, name=name) for name, count in {"id_val": 5, "id_test": 9}.items()}
+    sets["far"] = tiny.images(7, name="far", **options)
+    return Study(sets, ["cat", "dog"], [("tree", "noun"), ("red", "adj"), ("tree", "noun")])
+
+
+PROFILE = run.make_profile({"embed_batch": 4, "device": "cpu"}, "test")
+
+
+def reads(given: Study) -> int:
+    """How many images were read since the last question."""
+    count = sum(images.dataset.reads for images in given.sets.values())
+    for images in given.sets.values():
+        images.dataset.reads = 0
+    return count
+
+
+# --- encoders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tower", ["resnet", "vit"])
+def test_images_are_unit_rows_in_order(tower: str) -> None:
+    model, dataset = tiny.model(tower), tiny.images(11).dataset
+    with torch.no_grad():
+        expected = F.normalize(model.encode_image(torch.stack([dataset[i][0] for i in range(11)])), dim=-1)
+    found = encode_images(model, dataset, batch=4, progress=False)
+    assert found.dtype == np.float32 and found.shape == (11, 16)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    half = encode_images(model, dataset, batch=4, precision="bf16", progress=False)
+    assert half.dtype == np.float32 and not np.array_equal(half, found)
+    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose((half * found).sum(1), 1, atol=2e-3)
+    for parameter in model.parameters():
+        assert not parameter.is_inference()  # the model can still be trained
+
+
+def test_workers_give_the_same_rows() -> None:
+    model, dataset = tiny.model(), tiny.images(6).dataset
+    one = encode_images(model, dataset, batch=4, progress=False)
+    assert np.array_equal(one, encode_images(model, dataset, batch=4, progress=False, workers=1))
+
+
+def test_texts_are_encoded_once_with_a_context_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = tiny.model(), []
+    texts = ["a much longer", "b", "a b", "b", "cc", "a b"]
+    encode_text = embeddings.models.encode_text
+
+    def counting(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        seen.append(len(tokens))
+        return encode_text(model, tokens)
+
+    monkeypatch.setattr(embeddings.models, "encode_text", counting)
+    found = encode_texts(model, tiny.tokenizer, texts, batch=3)
+    assert sum(seen) == 4 and found.dtype == np.float32
+    with torch.no_grad():
+        expected = F.normalize(model.encode_text(tiny.tokenizer(texts)), dim=-1)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert encode_texts(model, tiny.tokenizer, []).shape[0] == 0
+
+
+def test_encode_takes_texts_or_images() -> None:
+    model, dataset = tiny.model(), tiny.images(3).dataset
+    assert np.array_equal(encode(model, ["a", "b"], tiny.tokenizer), encode_texts(model, tiny.tokenizer, ["a", "b"]))
+    assert np.array_equal(encode(model, dataset, progress=False), encode_images(model, dataset, progress=False))
+
+
+def test_unreadable_images_are_reported_never_dropped_in_silence() -> None:
+    model, images = tiny.model(), tiny.images(9, bad=(0, 4, 5, 6, 7))
+    lost: list[tuple[int, str]] = []
+    found = encode_images(model, images.dataset, batch=4, progress=False, unreadable=lost)
+    assert lost == [(i, f"image-{i}.png") for i in (0, 4, 5, 6, 7)] and len(found) == 4
+    whole = encode_images(model, tiny.images(9).dataset, batch=4, progress=False)
+    np.testing.assert_allclose(found, whole[[1, 2, 3, 8]], atol=1e-6)
+    with pytest.raises(UserError, match="image-0.png cannot be read"):
+        encode_images(model, images.dataset, progress=False)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 0.0])
+def test_embeddings_without_direction_are_refused(weight: float) -> None:
+    model = tiny.model("vit")
+    model.visual.proj.data.fill_(weight)
+    with pytest.raises(UserError, match="not finite"):
+        encode_images(model, tiny.images(3).dataset, progress=False)
+    model.text_projection.data.fill_(weight)
+    with pytest.raises(UserError, match="not finite"):
+        encode_texts(model, tiny.tokenizer, ["a"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_cuda_asked_for_but_absent() -> None:
+    assert embeddings.resolve_device("auto") == "cpu"
+    with pytest.raises(UserError, match="no CUDA GPU"):
+        encode_images(tiny.model(), tiny.images(3).dataset, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_cuda_gives_the_rows_of_the_cpu(precision: str) -> None:
+    dataset = tiny.images(11).dataset
+    cpu = encode_images(tiny.model(), dataset, progress=False)
+    found = encode_images(tiny.model(), dataset, batch=4, device="cuda", precision=precision, progress=False)
+    assert ((found * cpu).sum(1) > 0.995).all()
+
+
+# --- the cache ---------------------------------------------------------------------------------------------------
+
+
+def test_embed_fills_a_space_and_reads_it_back(tmp_path: Path) -> None:
+    model, given = tiny.model(), study()
+    space = embed(model, tiny.tokenizer, given, PROFILE, tmp_path)
+    assert {name: rows.shape for name, rows in space.images.items()} == {
+        "id_val": (5, 16),
+        "id_test": (9, 16),
+        "far": (7, 16),
+    }
+    assert space.class_text.shape == (2, 16) and space.corpus_text.shape == (3, 16) and space.unreadable == {}
+    assert np.array_equal(space.corpus_text[0], space.corpus_text[2])
+    assert np.array_equal(space.class_text, encode_texts(model, tiny.tokenizer, ["a cat", "a dog"]))
+    assert space.scale == pytest.approx(1 / 0.07, rel=1e-5) and np.array_equal(space.rows("far"), np.arange(7))
+    assert reads(given) == 21
+    again = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path)
+    assert reads(given) == 0 and all(np.array_equal(space.images[k], again.images[k]) for k in space.images)
+    assert list(embed(model, tiny.tokenizer, given, PROFILE, tmp_path, sets=["far"]).images) == ["far"]
+    with pytest.raises(UserError, match="'nearby' is not in this study; choose among id_val"):
+        embed(model, tiny.tokenizer, given, PROFILE, tmp_path, sets=["nearby"])
+
+
+def test_the_cache_knows_weights_images_precision_and_prompts(tmp_path: Path) -> None:
+    given = study()
+    first = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path)
+    reads(given)
+    other = embed(tiny.model(seed=1), tiny.tokenizer, given, PROFILE, tmp_path)
+    assert reads(given) == 21 and not np.array_equal(first.images["far"], other.images["far"])
+    embed(tiny.model(), tiny.tokenizer, given, PROFILE.model_copy(update={"precision": "bf16"}), tmp_path)
+    assert reads(given) == 21
+    prompted = embed(tiny.model(), tiny.tokenizer, given, PROFILE.model_copy(update={"prompt": "the {}"}), tmp_path)
+    assert reads(given) == 0 and not np.array_equal(first.class_text, prompted.class_text)
+    assert np.array_equal(first.corpus_text, prompted.corpus_text)
+
+
+def _truncate(file: Path, other: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def _empty(file: Path, other: Path) -> None:
+    file.write_bytes(b"")
+
+
+def _flip(file: Path, other: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
+def _foreign(file: Path, other: Path) -> None:
+    file.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize("harm", [_truncate, _empty, _flip, _foreign])
+def test_a_broken_or_foreign_cache_file_is_rebuilt(harm: object, tmp_path: Path) -> None:
+    given = study()
+    first = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path)
+    reads(given)
+    (far,), (val,) = tmp_path.glob("far-*"), tmp_path.glob("id_val-*")
+    whole = far.read_bytes()
+    harm(far, val)
+    again = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path)
+    assert reads(given) == 7 and far.read_bytes() == whole
+    np.testing.assert_array_equal(first.images["far"], again.images["far"])
+
+
+def test_an_interrupted_pass_resumes_at_its_last_whole_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "SHARD", 4)
+    given = study()
+    whole = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path / "whole")
+    assert len(list((tmp_path / "whole").glob("id_test-*"))) == 3 and reads(given) == 21
+    item, dataset = tiny.Keyed.__getitem__, given.sets["id_test"].dataset
+
+    def killed(self: tiny.Keyed, key: int) -> tuple[torch.Tensor, int]:
+        if self is dataset and key == 6:
+            raise KeyboardInterrupt
+        return item(self, key)
+
+    monkeypatch.setattr(tiny.Keyed, "__getitem__", killed)
+    with pytest.raises(KeyboardInterrupt):
+        embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path / "cut")
+    monkeypatch.setattr(tiny.Keyed, "__getitem__", item)
+    reads(given)
+    again = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path / "cut")
+    assert reads(given) == 5 + 7  # all but id_val and the first shard of id_test
+    assert all(np.array_equal(whole.images[name], again.images[name]) for name in whole.images)
+
+
+def test_embed_counts_unreadable_images(tmp_path: Path) -> None:
+    given = study(bad=(1, 5))
+    with pytest.raises(UserError, match="2 of the 7 images of 'far' are unreadable.*image-1.png"):
+        embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path)
+    patient = PROFILE.model_copy(update={"max_unreadable": 0.3})
+    for _ in range(2):  # computed, then from the cache
+        space = embed(tiny.model(), tiny.tokenizer, given, patient, tmp_path)
+        assert space.unreadable == {"far": [(1, "image-1.png"), (5, "image-5.png")]}
+        assert space.rows("far").tolist() == [0, 2, 3, 4, 6] and len(space.images["far"]) == 5
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write"):
+        embed(tiny.model(), tiny.tokenizer, study(), PROFILE, tmp_path / "file")

@@ -1,0 +1,219 @@
+"""Metrics against hand-made fixtures, scikit-learn, pytorch-ood and plain resampling loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_ood.metrics import functional as oracle
+from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from ood_utils import metrics
+from ood_utils.errors import UserError
+from ood_utils.metrics import METRICS, bootstrap, bootstrap_draws, compat_fpr95, ood_metrics, paired_bootstrap
+
+ZEROS = np.zeros(10)
+T4 = (np.r_[np.linspace(0.5, 1, 90), ZEROS], np.linspace(0.1, 0.4, 100))
+T5 = (np.linspace(0.5, 1, 100), np.r_[np.linspace(0, 0.4, 90), np.linspace(0.9, 1.2, 10)])
+T6 = (np.arange(1, 101.0), np.arange(0.5, 50))
+SEPARATE = ([0.6, 0.7, 0.8, 0.9], [0.1, 0.2, 0.3, 0.4])
+
+# other_methods 6.1: ID, OoD, AUROC, FPR95 with ID positive (nearest, first >=, interpolated) and with OoD positive
+FIXTURES = {
+    "T1": (*SEPARATE, 1, 0, 0, 0, 0),
+    "T2": (*SEPARATE[::-1], 0, 1, 1, 1, 1),
+    "T3": (ZEROS, ZEROS, 0.5, 1, 1, 0.95, 1),
+    "T4": (*T4, 0.9, 1, 1, 1, 0.1),
+    "T5": (*T5, 0.90415, 0.1, 0.1, 0.1, 1),
+    "T6": (*T6, 0.755, 0.9, 0.88, 0.9, 0.47),
+}
+
+values = st.one_of(
+    st.integers(-3, 3).map(float),  # many ties
+    st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3)),
+)
+arrays = st.lists(values, min_size=1, max_size=30).map(np.array)
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_golden_fixtures(name: str) -> None:
+    inside, outside, auroc, nearest, first, interpolated, ood_positive = FIXTURES[name]
+    found = ood_metrics(inside, outside)
+    assert found.auroc == pytest.approx(auroc, abs=5e-6)
+    assert found.fpr95_id == pytest.approx(first)
+    assert found.fpr95_ood == pytest.approx(ood_positive)
+    assert compat_fpr95(inside, outside, "mcm") == pytest.approx(nearest)
+    assert compat_fpr95(inside, outside, "cma") == pytest.approx(interpolated)
+    assert compat_fpr95(inside, outside, "openood") == pytest.approx(ood_positive)
+
+
+@settings(deadline=None, max_examples=100)
+@given(arrays, arrays)
+def test_agrees_with_pytorch_ood(inside: np.ndarray, outside: np.ndarray) -> None:
+    found = ood_metrics(inside, outside)
+    scores = torch.from_numpy(np.r_[inside, outside])
+    labels = torch.tensor([0] * len(inside) + [-1] * len(outside))
+    assert found.auroc == pytest.approx(float(oracle.auroc(-scores, labels)))
+    assert found.fpr95_ood == pytest.approx(float(oracle.fpr_at_tpr(-scores, labels, 0.95)))
+    assert found.fpr95_id == pytest.approx(float(oracle.fpr_at_tpr(scores, -1 - labels, 0.95)))
+
+
+@settings(deadline=None, max_examples=100)
+@given(arrays, arrays)
+def test_invariances(inside: np.ndarray, outside: np.ndarray) -> None:
+    found, mirrored = ood_metrics(inside, outside), ood_metrics(outside, inside)
+    assert all(0 <= value <= 1 for value in found.values().values())
+    assert found.auroc == pytest.approx(1 - mirrored.auroc)
+    swapped = ood_metrics(-outside, -inside)  # OoD takes the part of ID
+    assert (swapped.fpr95_id, swapped.fpr95_ood) == pytest.approx((found.fpr95_ood, found.fpr95_id))
+    assert (swapped.aupr_in, swapped.aupr_out) == pytest.approx((found.aupr_out, found.aupr_in))
+    for changed in (
+        ood_metrics(3 * inside + 7, 3 * outside + 7),
+        ood_metrics(inside**3, outside**3),
+        ood_metrics(np.repeat(inside, 20), np.repeat(outside, 20)) if len(inside) % 20 == 0 else found,
+    ):
+        assert changed.values() == pytest.approx(found.values())
+
+
+@settings(deadline=None, max_examples=50)
+@given(arrays, arrays, st.integers(2, 4))
+def test_duplicating_every_image_changes_no_area(inside: np.ndarray, outside: np.ndarray, times: int) -> None:
+    """The FPR95s may move (the ceil of 0.95 n is finer for larger n), the areas may not."""
+    one, many = ood_metrics(inside, outside), ood_metrics(np.repeat(inside, times), np.repeat(outside, times))
+    assert (many.auroc, many.aupr_in, many.aupr_out) == pytest.approx((one.auroc, one.aupr_in, one.aupr_out))
+    assert many.fpr95_id <= one.fpr95_id and many.fpr95_ood <= one.fpr95_ood
+
+
+def test_recall_is_never_below_95_percent() -> None:
+    for n in range(1, 200):
+        inside = np.arange(n, dtype=float)
+        k = metrics._needed(n)
+        assert k / n >= 0.95 and (k - 1) / n < 0.95
+        assert ood_metrics(inside, [n - k + 0.0]).fpr95_id == 1  # an OoD image on the threshold is accepted
+        assert ood_metrics(inside, [n - k - 0.5]).fpr95_id == 0
+
+
+def test_single_images_tensors_and_scale() -> None:
+    assert ood_metrics([1.0], [0.0]).values() == dict(auroc=1, fpr95_id=0, fpr95_ood=0, aupr_in=1, aupr_out=1)
+    close = 1 + np.arange(4) * 1e-12  # the sigmoid of a wide logit would tie these
+    assert ood_metrics(close[2:], torch.from_numpy(close[:2])).auroc == 1
+    assert ood_metrics([1e300, 1e301], [-1e300]).auroc == 1
+
+
+def test_fpr95_depends_on_which_class_is_positive() -> None:
+    rng = np.random.default_rng(0)
+    found = ood_metrics(rng.normal(0, 1, 5000), rng.normal(-2, 1.6, 5000))
+    assert found.fpr95_ood > found.fpr95_id + 0.2
+
+
+def _loop(inside: np.ndarray, outside: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """The same resamples, the slow way: repeat every score as often as it was drawn, then scikit-learn."""
+    (id_counts,) = metrics._counts(len(inside), n, n, (seed, 0))
+    (ood_counts,) = metrics._counts(len(outside), n, n, (seed, metrics.zlib.crc32(b"ood")))
+    assert (id_counts.sum(0) == len(inside)).all() and (ood_counts.sum(0) == len(outside)).all()
+    rows = [
+        ood_metrics(np.repeat(inside, a), np.repeat(outside, b)) for a, b in zip(id_counts.T, ood_counts.T, strict=True)
+    ]
+    return np.array([list(row.values().values()) for row in rows])
+
+
+@pytest.mark.parametrize("digits", [0, 1, 8])
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 37), (60, 45), (101, 3)])
+def test_bootstrap_equals_a_plain_loop_ties_included(sizes: tuple[int, int], digits: int) -> None:
+    rng = np.random.default_rng(sizes[0])
+    inside, outside = rng.normal(1, 1, sizes[0]).round(digits), rng.normal(0, 1.5, sizes[1]).round(digits)
+    draws = bootstrap_draws(inside, outside, 40, seed=3)["ood"]
+    assert draws.shape == (1, 40, 5)
+    np.testing.assert_allclose(draws[0], _loop(inside, outside, 40, 3), atol=1e-12)
+    intervals = bootstrap(inside, outside, 40, seed=3)
+    low, high = np.quantile(draws[0], [0.025, 0.975], axis=0)
+    np.testing.assert_array_equal([tuple(intervals[name]) for name in METRICS], np.stack([low, high], 1))
+
+
+def test_bootstrap_agrees_with_scipy() -> None:
+    rng = np.random.default_rng(1)
+    inside, outside = rng.normal(1, 1, 150).round(1), rng.normal(0, 1, 120).round(1)
+    truth = np.repeat([1, 0], [150, 120])
+    for name, statistic in {
+        "auroc": lambda i, o: roc_auc_score(truth, np.r_[i, o]),
+        "aupr_in": lambda i, o: average_precision_score(truth, np.r_[i, o]),
+    }.items():
+        theirs = stats.bootstrap(
+            (inside, outside), statistic, n_resamples=800, vectorized=False, method="percentile", rng=rng
+        ).confidence_interval
+        ours = bootstrap(inside, outside, 3000)[name]
+        assert tuple(ours) == pytest.approx((theirs.low, theirs.high), abs=0.015)
+
+
+def test_draws_do_not_depend_on_blocks_or_on_the_other_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    inside, sets = rng.normal(1, 1, (2, 40)), {"a": rng.normal(size=(2, 30)), "b": rng.normal(size=(2, 50))}
+    whole = bootstrap_draws(inside, sets, 50)
+    monkeypatch.setattr(metrics, "_ELEMENTS", 350)  # 7 draws at a time
+    np.testing.assert_array_equal(bootstrap_draws(inside, sets, 50)["b"], whole["b"])
+    np.testing.assert_array_equal(bootstrap_draws(inside, {"b": sets["b"]}, 50)["b"], whole["b"])
+    assert not np.array_equal(bootstrap_draws(inside, sets, 50, seed=1)["b"], whole["b"])
+
+
+def test_mean_over_sets_shares_the_id_resample() -> None:
+    """Two sets that differ little from each other: their mean varies almost as much as either, not by 1/sqrt(2)."""
+    rng = np.random.default_rng(3)
+    inside = rng.normal(1, 1, 50)
+    sets = {name: rng.normal(0, 1, 4000) for name in "ab"}
+    draws = bootstrap_draws(inside, sets, 400)
+    a, b = (draws[name][0, :, 0] for name in "ab")
+    assert np.corrcoef(a, b)[0, 1] > 0.9
+    mean = np.quantile((a + b) / 2, [0.025, 0.975])
+    assert tuple(bootstrap(inside, sets, 400)["auroc"]) == pytest.approx(mean)
+
+
+def test_paired_bootstrap() -> None:
+    rng = np.random.default_rng(4)
+    inside, outside = rng.normal(1, 1, 300), rng.normal(0, 1, 200)
+    same = paired_bootstrap(inside, outside, inside * 2, outside * 2, 50)
+    assert all(tuple(value) == (0, 0, 0) for value in same.values())
+    better = paired_bootstrap(inside + 0.1, outside, inside, outside, 300)["auroc"]
+    assert 0 < better.low < better.difference < better.high
+    alone = bootstrap(inside, outside, 300)["auroc"]
+    assert better.high - better.low < (alone.high - alone.low) / 4  # what pairing is for
+    a, b = ood_metrics(inside + 0.1, outside), ood_metrics(inside, outside)
+    assert better.difference == pytest.approx(a.auroc - b.auroc)
+    by_set = paired_bootstrap(inside + 0.1, {"ood": outside}, inside, {"ood": outside}, 300)
+    assert by_set["auroc"] == better
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ([], "id_scores is empty"),
+        ([1.0, np.nan], "id_scores holds 1 value"),
+        ([np.inf], "NaN or infinite"),
+        ([[1.0, 2.0]], "shape"),
+        (3.0, "shape"),
+    ],
+)
+def test_unusable_scores_are_refused_in_one_sentence(bad: object, words: str) -> None:
+    for call in (lambda: ood_metrics(bad, [1.0]), lambda: compat_fpr95(bad, [1.0], "mcm")):
+        with pytest.raises(UserError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="ood_scores is empty"):
+        ood_metrics([1.0], [])
+
+
+def test_unusable_calls_are_refused() -> None:
+    with pytest.raises(UserError, match="variant"):
+        compat_fpr95([1.0], [0.0], "nearest")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="n is 0"):
+        bootstrap([1.0], [0.0], 0)
+    with pytest.raises(UserError, match="no set"):
+        bootstrap([1.0], {})
+    with pytest.raises(UserError, match="same sets"):
+        paired_bootstrap([1.0], {"a": [0.0]}, [1.0], {"b": [0.0]})
+    with pytest.raises(UserError, match="same images"):
+        paired_bootstrap([1.0], [0.0], [1.0, 2.0], [0.0])
+    with pytest.raises(UserError, match="score every set alike"):
+        bootstrap_draws(np.ones((2, 3)), {"a": np.ones((3, 3))})

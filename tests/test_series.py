@@ -1,0 +1,413 @@
+"""The runner: what runs, what is skipped, and what every fault leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fakes import executor, notebook
+
+from ood_utils import run as runs
+from ood_utils import series
+from ood_utils.errors import UserError
+
+FIRST = """
+import json, os, sys
+from pathlib import Path
+from ood_utils import run as runs
+r = runs.start("01_first", profile, run, changes)
+facts = {"python": sys.executable, "folder": os.getcwd(), "lam": r.profile.lam, "provenance": {"weights_sha256": "ab"}}
+r.save_results(facts)
+print("encode 1\\rencode 2\\rencode 3")
+"""
+SECOND = """
+import json, os
+from pathlib import Path
+here = Path(os.environ["OOD_OUTPUTS"]) / run
+print(json.loads((here / "results" / "01_first.json").read_text())["lam"])
+"""
+WRITES = {
+    "01_first": {"results/01_first.json": '{"gap": 0.8, "provenance": {"weights_sha256": "ab"}}', "figures/a.csv": "x"},
+    "02_second": {"results/02_second.json": "{}", "tables/t.csv": "x\n1\n", "checkpoints/cma/model.bin": "w"},
+}
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Two notebooks, a package of one module, an empty outputs folder."""
+    notebook(tmp_path / "notebooks" / "01_first.ipynb", FIRST)
+    notebook(tmp_path / "notebooks" / "02_second.ipynb", SECOND)
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "scores.py").write_text("x = 1\n")
+    return tmp_path
+
+
+def run(world, profile="glyphs-tiny", changes=None, **words):
+    places = {"notebooks": world / "notebooks", "outputs": world / "outputs", "package": world / "package"}
+    return series.run_series(profile, changes, **places, **words)
+
+
+def record(world, name="glyphs-tiny"):
+    return json.loads((world / "outputs" / name / "run.json").read_text())
+
+
+def status(world, name="glyphs-tiny"):
+    return {notebook: entry["status"] for notebook, entry in record(world, name)["notebooks"].items()}
+
+
+@pytest.fixture
+def calls(world, monkeypatch):
+    """Notebooks executed, by a stand-in that writes WRITES."""
+    done: list[str] = []
+    monkeypatch.setattr(series, "execute", executor(done, WRITES))
+    return done
+
+
+# --- real kernels ---
+
+
+@pytest.mark.series
+def test_two_notebooks_run_in_this_interpreter_and_leave_a_report(world, capsys):
+    folder = run(world, changes={"lam": 0.25})
+    made = record(world)
+    assert made["status"] == "done" and set(status(world).values()) == {"done"}
+    results = json.loads((folder / "results" / "01_first.json").read_text())
+    assert (results["python"], results["folder"]) == (sys.executable, str(runs.ROOT))
+    assert results["lam"] == 0.25 == made["parameters"]["lam"] and made["changes"] == {"lam": 0.25}
+    entry = made["notebooks"]["01_first"]
+    assert entry["outputs"]["results/01_first.json"]["sha256"] == runs.file_hash(folder / "results" / "01_first.json")
+    assert entry["facts"]["weights_sha256"] == "ab" and entry["seconds"] > 0 and entry["peak_mib"] > 0
+    assert {"commit", "versions", "machine"} <= made["provenance"].keys()
+    assert sorted(p.name for p in (folder / "notebooks").iterdir()) == [
+        *("01_first.html", "01_first.ipynb", "02_second.html", "02_second.ipynb")
+    ]
+    executed = (folder / "notebooks" / "01_first.ipynb").read_text()
+    assert "encode 3" in executed and "encode 2\\r" not in executed
+    assert "0.25" in (folder / "notebooks" / "02_second.html").read_text()
+    assert "report:" in capsys.readouterr().out and (folder / "index.html").is_file()
+
+
+@pytest.mark.series
+def test_a_raising_cell_is_named_and_ends_the_series(world):
+    notebook(world / "notebooks" / "01_first.ipynb", "a = 1", "# a comment\nlines = 'three'\nraise KeyError('no such')")
+    with pytest.raises(series.NotebookFailed) as failure:
+        run(world)
+    message = str(failure.value)
+    for part in (
+        "01_first failed in code cell 4 of 4",
+        "`lines = 'three'`",
+        "KeyError: 'no such'",
+        "---->",
+        ".failed.",
+    ):
+        assert part in message
+    assert status(world) == {"01_first": "failed"} and record(world)["status"] == "failed"
+    copies = world / "outputs" / "glyphs-tiny" / "notebooks"
+    assert sorted(p.name for p in copies.iterdir()) == ["01_first.failed.html", "01_first.failed.ipynb"]
+    assert "failed" in (world / "outputs" / "glyphs-tiny" / "index.html").read_text()
+
+
+@pytest.mark.series
+def test_a_killed_kernel_is_a_failure(world):
+    notebook(world / "notebooks" / "01_first.ipynb", "import os\nos.kill(os.getpid(), 9)", "print('never')")
+    with pytest.raises(
+        series.NotebookFailed, match=r"01_first failed in code cell 3 of 4, `import os`: the kernel was"
+    ):
+        run(world)
+    assert status(world) == {"01_first": "failed"}
+    assert record(world)["notebooks"]["01_first"]["error"]["kind"] == "DeadKernelError"
+    copies = world / "outputs" / "glyphs-tiny" / "notebooks"
+    assert not (copies / "01_first.ipynb").exists()  # papermill's own copy says that every cell was completed
+    assert "This execution failed" in (copies / "01_first.failed.ipynb").read_text()
+
+
+@pytest.mark.series
+def test_a_time_out_ends_every_process(world):
+    start = "import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+    pid = world / "pid"
+    write = f"start_new_session=True)\nopen({str(pid)!r}, 'w').write(str(child.pid))\nimport time; time.sleep(600)"
+    notebook(world / "notebooks" / "01_first.ipynb", start + write)
+    clock = iter([0.0])
+
+    class Clock:  # the limit comes when the cell is at work, however slow the machine is
+        monotonic = staticmethod(lambda: 1e6 if pid.exists() and pid.read_text() else next(clock, 0.0))
+        sleep = staticmethod(time.sleep)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(series, "time", Clock)
+        with pytest.raises(series.NotebookFailed, match="in code cell 3 of 3, .*: time-out after 0.5 minutes"):
+            run(world, timeout=0.5)
+    assert status(world) == {"01_first": "failed"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+@pytest.mark.series
+def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
+    (tmp_path / "pyproject.toml").touch()
+    profiles = tmp_path / "notebooks" / "profiles"
+    profiles.mkdir(parents=True)
+    (profiles / "glyphs.yaml").write_text((runs.PROFILES / "glyphs.yaml").read_text())
+    mark = tmp_path / "mark"
+    notebook(tmp_path / "notebooks" / "01_first.ipynb", "print('quick')")
+    wait = f"import os, time\nif not os.path.exists({str(mark)!r}):\n    open({str(mark)!r}, 'w')\n    time.sleep(600)"
+    notebook(tmp_path / "notebooks" / "02_second.ipynb", wait)
+    environment = {key: value for key, value in os.environ.items() if key != "OOD_OUTPUTS"}
+    environment |= {"OOD_ROOT": str(tmp_path), "PYTHONPATH": str(runs.PACKAGE.parent)}
+    command = [sys.executable, "-m", "ood_utils", "run"]
+    first = subprocess.Popen(command, env=environment, cwd="/", stderr=subprocess.PIPE, text=True)
+    while not mark.exists() and first.poll() is None:
+        time.sleep(0.1)
+    first.send_signal(signal.SIGINT)
+    assert "takes the run up again" in first.communicate(timeout=60)[1] and first.returncode == 130
+    assert status(tmp_path, "glyphs") == {"01_first": "done", "02_second": "interrupted"}
+    again = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "01_first: done already" in again.stdout and "02_second: started (interrupted last time" in again.stdout
+    assert status(tmp_path, "glyphs") == {"01_first": "done", "02_second": "done"}
+    heavy = "[name for name in ('torch', 'pandas', 'papermill', 'nbconvert') if name in sys.modules]"
+    idle = f"import sys; from ood_utils.__main__ import main; assert main(['run']) == 0; assert not {heavy}, {heavy}"
+    quick = subprocess.run([sys.executable, "-c", idle], env=environment, cwd="/", capture_output=True, text=True)
+    assert quick.returncode == 0 and quick.stdout.count("done already") == 2, quick.stderr
+
+
+# --- what must run ---
+
+
+def test_nothing_changed_runs_nothing(world, calls):
+    folder = run(world)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+    run(world)
+    assert calls == ["01_first", "02_second"]
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+
+
+def test_prose_may_change_code_may_not(world, calls):
+    run(world)
+    notebook(world / "notebooks" / "02_second.ipynb", SECOND, prose="# 02 - Other words\n\nmore of them")
+    run(world)
+    assert calls == ["01_first", "02_second"]
+    notebook(world / "notebooks" / "02_second.ipynb", SECOND + "\nprint(1)")
+    run(world)
+    assert calls == ["01_first", "02_second", "02_second"]
+    assert record(world)["notebooks"]["02_second"]["reason"] == "its code changed"
+
+
+def test_the_module_decides_too_but_not_the_runner_s_own_files(world, calls):
+    run(world)
+    (world / "package" / "report.py").write_text("y = 1")
+    run(world)
+    assert len(calls) == 2
+    (world / "package" / "scores.py").write_text("x = 2\n")
+    run(world)
+    assert len(calls) == 4 and record(world)["notebooks"]["01_first"]["reason"] == "ood_utils changed"
+
+
+def test_values_decide_too(world, calls):
+    run(world)
+    run(world, changes={"workers": 3})  # changes no result
+    assert len(calls) == 2
+    run(world, changes={"lam": 0.5})
+    assert len(calls) == 4 and record(world)["notebooks"]["02_second"]["reason"] == "the profile's values changed"
+
+
+def test_versions_decide_too(world, calls, monkeypatch):
+    run(world)
+    monkeypatch.setattr(runs, "versions", lambda: {"numpy": "9"})
+    run(world)
+    assert len(calls) == 4
+
+
+def test_what_an_earlier_notebook_wrote_decides_for_the_later(world, calls, monkeypatch):
+    run(world)
+    changed = WRITES | {"01_first": {"results/01_first.json": '{"gap": 0.7}'}}
+    monkeypatch.setattr(series, "execute", executor(calls, changed))
+    run(world, only=["01"], force=True)
+    assert record(world)["notebooks"]["02_second"]["stale"] == "files that it reads changed"
+    assert record(world)["status"] == "partial"
+    run(world)
+    assert calls == ["01_first", "02_second", "01_first", "02_second"] and record(world)["status"] == "done"
+
+
+def test_lost_or_changed_outputs_are_made_again(world, calls):
+    folder = run(world)
+    os.utime(folder / "tables" / "t.csv", (1, 1))  # a copy of the folder has other times and the same bytes
+    run(world)
+    assert len(calls) == 2
+    (folder / "tables" / "t.csv").write_text("x\n2\n")
+    run(world)
+    (folder / "checkpoints" / "cma" / "model.bin").unlink()
+    run(world)
+    (folder / "notebooks" / "02_second.ipynb").unlink()
+    run(world)
+    assert calls == ["01_first"] + 4 * ["02_second"]
+
+
+def test_the_user_s_files_decide_too(world, calls):
+    images, other = world / "images", world / "other"
+    for folder in (images / "cat", other):
+        folder.mkdir(parents=True)
+        (folder / "1.png").write_text("a picture")
+    changes = {"data": "folder", "data_root": str(images), "ood_roots": {"birds": str(other)}}
+    run(world, changes=changes)
+    run(world, changes=changes)
+    assert len(calls) == 2
+    (other / "2.png").write_text("a bird")
+    run(world, changes=changes)
+    assert len(calls) == 4
+
+
+def test_only_and_force(world, calls):
+    run(world, only=["02"])
+    assert calls == ["02_second"] and record(world)["status"] == "partial"
+    run(world)
+    run(world, only=["02_second.ipynb", "1_first"[1:] and "01_first"], force=True)
+    assert calls == ["02_second", "01_first", "02_second", "01_first", "02_second"]
+
+
+def test_what_an_older_version_wrote_goes_but_checkpoints_stay(world, calls, monkeypatch):
+    folder = run(world)
+    monkeypatch.setattr(series, "execute", executor(calls, {"02_second": {"tables/new.csv": "y\n"}}))
+    run(world, only=["02"], force=True)
+    assert sorted(p.name for p in (folder / "tables").iterdir()) == ["new.csv"]
+    outputs = record(world)["notebooks"]["02_second"]["outputs"]
+    assert set(outputs) == {"tables/new.csv", "checkpoints/cma/model.bin"}
+
+
+def test_a_failure_keeps_what_was_there(world, calls, monkeypatch):
+    folder = run(world)
+    monkeypatch.setattr(series, "execute", executor(calls, {}, {"kind": "X", "message": "it broke"}))
+    with pytest.raises(series.NotebookFailed, match="01_first failed: it broke"):
+        run(world, force=True)
+    assert (folder / "figures" / "a.csv").is_file() and (folder / "notebooks" / "01_first.ipynb").is_file()
+    assert status(world) == {"01_first": "failed", "02_second": "done"}
+    monkeypatch.setattr(series, "execute", executor(calls, WRITES))
+    run(world)  # the same results again: the second has nothing to do
+    assert calls[2:] == ["01_first", "01_first"] and record(world)["status"] == "done"
+
+
+@pytest.mark.parametrize(("left", "reason"), [("running", "cut off"), ("interactive", "by hand")])
+def test_what_only_the_runner_can_say_is_not_believed(world, calls, left, reason):
+    folder = run(world)
+    made = record(world)
+    made["notebooks"]["02_second"]["status"] = left
+    runs.write_record(folder, made)
+    run(world)
+    assert calls == ["01_first", "02_second", "02_second"]
+    assert reason in record(world)["notebooks"]["02_second"]["reason"]
+
+
+# --- refused before a kernel starts ---
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    monkeypatch.setattr(series, "execute", lambda *_: pytest.fail("a kernel was started"))
+
+
+@pytest.mark.usefixtures("no_kernel")
+class TestRefused:
+    def test_unknown_notebook(self, world):
+        with pytest.raises(UserError, match="unknown notebook '01_fist'; did you mean 01_first"):
+            run(world, only=["01_fist"])
+
+    def test_no_notebooks(self, world):
+        with pytest.raises(UserError, match=r"no notebook 0\*\.ipynb"):
+            series.find(world)
+
+    def test_a_file_that_is_no_notebook(self, world):
+        (world / "notebooks" / "03_third.ipynb").write_text("{}")
+        with pytest.raises(UserError, match=r"03_third\.ipynb is not a notebook"):
+            run(world)
+
+    @pytest.mark.parametrize("parameters", ["lam = 1", "profile = 'x'\nrun = ''", "def f(:"])
+    def test_a_notebook_with_other_parameters(self, world, parameters):
+        notebook(world / "notebooks" / "02_second.ipynb", parameters=parameters)
+        with pytest.raises(UserError, match="02_second.*'parameters' that sets profile, run and changes"):
+            run(world)
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"lam": 2}, "lam = 2"),
+            ({"data": "folder"}, "data_root = '' is no folder"),
+            ({"data": "folder", "data_root": "/"}, "ood_roots is empty"),
+            ({"data": "folder", "data_root": "/", "ood_roots": {"birds": "/no"}}, "birds: '/no' is no folder"),
+            ({"corpus": "/no/dict"}, "corpus = '/no/dict' does not exist"),
+        ],
+    )
+    def test_wrong_values_and_missing_folders(self, world, changes, words):
+        with pytest.raises(UserError, match=words):
+            run(world, changes=changes)
+        assert not (world / "outputs").exists()
+
+    def test_a_folder_of_another_version(self, world):
+        old = runs.atomic_write(world / "outputs" / "glyphs-tiny" / "run.json", '{"schema_version": 0}')
+        with pytest.raises(UserError, match=r"another version.*--force"):
+            run(world)
+        assert json.loads(old.read_text()) == {"schema_version": 0}
+
+    def test_outputs_that_cannot_be_written(self, world):
+        (world / "outputs").write_text("a file")
+        with pytest.raises(UserError, match="outputs folder .* is not writable"):
+            run(world)
+
+    def test_a_full_disk(self, world, monkeypatch):
+        monkeypatch.setattr(series.shutil, "disk_usage", lambda _: os.statvfs_result([0] * 10) and Free())
+        with pytest.raises(UserError, match="only 1 MiB are free"):
+            run(world)
+
+    def test_a_run_at_work(self, world):
+        fcntl = pytest.importorskip("fcntl")
+        folder = world / "outputs" / "glyphs-tiny"
+        folder.mkdir(parents=True)
+        with open(folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(UserError, match="another run is at work"):
+                run(world)
+
+
+class Free:
+    free = 2**20
+
+
+def test_force_begins_a_folder_of_another_version_anew(world, calls):
+    runs.atomic_write(world / "outputs" / "glyphs-tiny" / "run.json", '{"schema_version": 0, "notebooks": {}}')
+    run(world, force=True)
+    assert len(calls) == 2 and record(world)["schema_version"] == runs.SCHEMA_VERSION
+
+
+def test_a_disk_that_fills_up_is_one_sentence(world, calls, monkeypatch):
+    run(world)
+    before = record(world)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "replace", full)
+        with pytest.raises(UserError, match="No space left on device; free space"):
+            run(world, force=True)
+    assert record(world) == before
+    run(world)
+    assert len(calls) == 2
+
+
+def test_tree_hash_sees_names_sizes_and_times(tmp_path):
+    (tmp_path / "a").mkdir()
+    file = tmp_path / "a" / "1.png"
+    seen = set()
+    for text in ("one", "other"):
+        file.write_text(text)
+        seen.add(series.tree_hash(tmp_path))
+    file.rename(tmp_path / "a" / "2.png")
+    seen.add(series.tree_hash(tmp_path))
+    assert len(seen) == 3 and series.tree_hash(tmp_path) in seen
+    assert series.tree_hash(tmp_path / "a" / "2.png") != series.tree_hash(Path(__file__))
