@@ -63,6 +63,7 @@ body{max-width:56rem}h2{border:0;padding:0}
 :is(h1,h2,h3,h4):hover .anchor-link{visibility:visible}
 .input_area{background:var(--wash);border-left:3px solid #c5ced8;border-radius:.25rem;
  padding:.6rem .9rem;margin:.9rem 0 .5rem}
+.output_html :is(th,td){text-align:right}
 .output_area{margin:.4rem 0}.output_subarea{overflow-x:auto}.output_stderr pre{color:var(--soft)}
 .output_error pre{background:#fdf1ea;border-left:3px solid #d55e00;padding:.6rem .9rem}
 .text_cell_render code{background:var(--wash);padding:.05rem .3rem;border-radius:.2rem}

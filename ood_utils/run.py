@@ -467,7 +467,7 @@ class Run:
             raise UserError(f"tables/{name} is missing in {self.folder}; run notebook {made_by} first")
         return pd.read_parquet(path)
 
-    def save_figure(self, name: str, figure: Figure, data: pd.DataFrame | None = None) -> Path:
+    def save_figure(self, name: str, figure: Figure, data: pd.DataFrame | None = None) -> None:
         """Write figures/<name>.png (150 dpi, run id in the footer) and, beside it, the data as .csv."""
         figure = getattr(figure, "figure", figure)  # a seaborn grid holds one
         if not any(text.get_gid() == "run-id" for text in figure.texts):
@@ -477,13 +477,12 @@ class Run:
             figure.savefig(aside, dpi=150, bbox_inches="tight", metadata={"Software": None})
         if data is not None:
             atomic_write(path.with_suffix(".csv"), data.to_csv(index=data.index.name is not None))
-        return path
 
     def save_html(self, name: str, html: str) -> Path:
         """Write a stand-alone page figures/<name>.html."""
         return atomic_write(self.path("figures", f"{name}.html"), html)
 
-    def save_results(self, results: dict[str, Any]) -> Path:
+    def save_results(self, results: dict[str, Any]) -> None:
         """Write results/<notebook>.json: plain numbers and texts, NaN as null.
 
         A dict under the key "provenance" (weights hash, data fingerprint and counts) is completed with torch's
@@ -491,7 +490,7 @@ class Run:
         """
         facts = results.get("provenance", {}) | {"torch": torch_facts()}
         text = json.dumps(plain(results | {"provenance": facts}), indent=1, ensure_ascii=False, allow_nan=False)
-        return atomic_write(self.path("results", f"{self.notebook}.json"), text + "\n")
+        atomic_write(self.path("results", f"{self.notebook}.json"), text + "\n")
 
     def load_results(self, notebook: str) -> dict[str, Any]:
         """Read what another notebook saved; UserError naming it when it has not run."""

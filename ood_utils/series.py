@@ -166,27 +166,21 @@ def _same(path: Path, facts: dict[str, Any]) -> bool:
 
 
 def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    files = [p for kind in KEPT for p in sorted((folder / kind).rglob("*")) if p.is_file() and p.name[0] != "."]
-    return {p.relative_to(folder).as_posix(): (p.stat().st_size, p.stat().st_mtime_ns) for p in files}
+    """Path -> (bytes, time) of what is kept; logs and the state of an unfinished training come and go."""
+    files = [p for kind in KEPT for p in sorted((folder / kind).rglob("*")) if p.is_file()]
+    kept = [p for p in files if p.name[0] != "." and p.suffix != ".log" and p.name != "state.pt"]
+    return {p.relative_to(folder).as_posix(): (p.stat().st_size, p.stat().st_mtime_ns) for p in kept}
 
 
-def _outputs(folder: Path, name: str, before: dict[str, tuple[int, int]], record: dict[str, Any]) -> dict[str, Any]:
-    """The files a finished notebook owns: written in this execution, and checkpoints that nobody else owns.
+def _outputs(folder: Path, before: dict[str, tuple[int, int]], old: Iterable[str]) -> dict[str, Any]:
+    """The files a notebook owns after an execution: those written in it, and its checkpoints of before (`old`).
 
-    (A training finished in an execution that failed later is not repeated, so its checkpoint is older.) A figure,
-    table or result that an older version of the notebook wrote and this one did not is removed.
+    (A training that was finished in an execution that failed later is not repeated.)
     """
-    others = [entry.get("outputs", {}) for other, entry in record["notebooks"].items() if other != name]
     owned = {}
     for path, stat in _snapshot(folder).items():
-        written = before.get(path) != stat
-        if written or (path.startswith("checkpoints/") and not any(path in outputs for outputs in others)):
+        if before.get(path) != stat or (path.startswith("checkpoints/") and path in old):
             owned[path] = {"bytes": stat[0], "mtime_ns": stat[1], "sha256": runs.file_hash(folder / path)}
-    for path in set(record["notebooks"].get(name, {}).get("outputs", {})) - set(owned):
-        (folder / path).unlink(missing_ok=True)
-    for outputs in others:
-        for path in owned.keys() & outputs.keys():
-            del outputs[path]
     return owned
 
 
@@ -327,6 +321,9 @@ class _Job:
             self.record.update({key: fresh[key] for key in fresh if key != "notebooks"}, status="running")
         parts, before = inputs.of(notebook, self.record), _snapshot(self.folder)
         entry = self.record["notebooks"].setdefault(notebook.name, {})
+        if entry.get("status") == "running":  # cut off: what nobody owns must be its own
+            owned = {path for other in self.record["notebooks"].values() for path in other.get("outputs", {})}
+            before = {path: stat for path, stat in before.items() if path in owned}
         for key in ("error", "finished", "seconds", "peak_mib", "facts", "stale"):
             entry.pop(key, None)
         entry.update(status="running", reason=reason, started=now(), id=self.record["id"], inputs=parts)
@@ -336,17 +333,30 @@ class _Job:
         try:
             error, entry["peak_mib"] = self._execute(notebook, reason)
             if not error:
-                entry["outputs"] = _outputs(self.folder, notebook.name, before, self.record)
+                self._own(entry, before)
                 entry["facts"] = runs.read_json(self.folder / "results" / f"{notebook.name}.json").get("provenance")
             entry.update(status="failed" if error else "done", **({"error": error} if error else {}))
         except BaseException as fault:
             entry.update(status="interrupted", error={"kind": type(fault).__name__})
             raise
         finally:
+            if entry["status"] != "done":  # what it had before stays its own
+                entry["outputs"] = entry.get("outputs", {}) | _outputs(self.folder, before, ())
             entry.update(finished=now(), seconds=round(time.monotonic() - begun, 1))
             runs.write_record(self.folder, self.record)
         if error:
             raise NotebookFailed(self._message(notebook, error))
+
+    def _own(self, entry: dict[str, Any], before: dict[str, tuple[int, int]]) -> None:
+        """Note what a finished notebook owns. What only its older version wrote goes; a file has one owner."""
+        old = entry.get("outputs", {})
+        entry["outputs"] = _outputs(self.folder, before, old)
+        for path in old.keys() - entry["outputs"].keys():
+            (self.folder / path).unlink(missing_ok=True)
+        for other in self.record["notebooks"].values():
+            if other is not entry:
+                for path in entry["outputs"].keys() & other.get("outputs", {}).keys():
+                    del other["outputs"][path]
 
     def _execute(self, notebook: Notebook, reason: str) -> tuple[dict[str, Any] | None, int]:
         """Run it aside; rename the executed copy by its fate. Returns (error or None, peak memory in MiB)."""
@@ -399,8 +409,10 @@ class _Line:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            layout = "{desc} |{bar:24}| cell {n_fmt}/{total_fmt} {postfix}"
-            self.bar = tqdm(total=len(notebook.code), desc=f"{self.name} ({reason})", bar_format=layout)
+            layout = "{desc} |{bar:24}| cell {n_fmt}/{total_fmt}{postfix}"
+            width = min(shutil.get_terminal_size((100, 24)).columns, 120)  # some terminals say that they have no size
+            label = f"{self.name} ({reason})"
+            self.bar = tqdm(total=len(notebook.code), desc=label, bar_format=layout, ncols=width, nrows=9)
         else:
             print(f"{self.name}: started ({reason}{about})", flush=True)
 
@@ -484,6 +496,7 @@ def _environment(aside: Path, outputs: Path, token: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONHASHSEED": "0",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm.auto of other packages would like ipywidgets
         "OOD_ROOT": str(runs.ROOT),
         "OOD_OUTPUTS": str(outputs),
         "OOD_RUNNER": "1",

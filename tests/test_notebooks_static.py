@@ -48,8 +48,10 @@ def headings(path: Path) -> list[tuple[int, str, int]]:
     return found
 
 
-def unnumbered(heading: str) -> str:
-    return re.sub(r"^\d+\.?\s+", "", heading)
+def sections(path: Path) -> list[tuple[int, str, int]]:
+    """(number or 0, title, cell index) of every `##` heading, written `## 3 · Title` or `## Title`."""
+    split = [(re.fullmatch(r"(?:(\d+) · )?(.*)", text), i) for level, text, i in headings(path) if level == 2]
+    return [(int(match[1] or 0), match[2], index) for match, index in split]
 
 
 def test_the_series_is_complete() -> None:
@@ -120,34 +122,31 @@ def test_title_is_one_question(path: Path) -> None:
 
 @every_notebook
 def test_sections_are_numbered_and_end_as_agreed(path: Path) -> None:
-    """`## 1. ...` onwards without a hole; the closing four may be numbered on or stand without numbers."""
-    sections = [text for level, text, _ in headings(path) if level == 2]
-    assert [unnumbered(text) for text in sections[-4:]] == LAST_SECTIONS
-    body, closing = sections[:-4], sections[-4:]
-    numbers = [re.match(r"(\d+)\.? ", text) for text in body]
-    assert body and all(numbers), f"not numbered: {[t for t, n in zip(body, numbers, strict=True) if not n]}"
-    assert [int(n[1]) for n in numbers] == list(range(1, len(body) + 1))
-    on = [re.match(r"(\d+)\.? ", text) for text in closing]
-    assert not any(on) or [n and int(n[1]) for n in on] == list(range(len(body) + 1, len(body) + 5))
+    """Numbers run from 1 without a hole; only the closing sections may stand without one."""
+    found = sections(path)
+    assert [title for _, title, _ in found[-4:]] == LAST_SECTIONS
+    numbers = [number for number, _, _ in found]
+    counted = len(numbers) - numbers.count(0)
+    assert numbers == [*range(1, counted + 1), *[0] * (len(numbers) - counted)]
+    assert counted >= len(found) - len(LAST_SECTIONS) > 0
 
 
 @every_notebook
 def test_exercises_have_folded_solutions(path: Path) -> None:
-    """2-4 `###` exercises, each followed by code cells tagged as its solution, folded in JupyterLab and HTML."""
-    found = headings(path)
-    start = next(i for level, text, i in found if level == 2 and unnumbered(text) == "Exercises")
-    end = next(i for level, text, i in found if level == 2 and unnumbered(text) == "References")
-    starts = [i for level, _, i in found if level == 3 and start <= i < end]
-    assert 2 <= len(starts) <= 4, f"{len(starts)} exercises (### headings below ## Exercises)"
-    everything = cells(path)
-    for here, following in zip(starts, [*starts[1:], end], strict=True):
+    """2-4 exercises, `**1.** ...`, each followed by code cells tagged as its solution and folded."""
+    everything, bounds = cells(path), {title: index for _, title, index in sections(path)}
+    start, end = bounds["Exercises"], bounds["References"]
+    prose = [(i, cell.source) for i, cell in enumerate(everything[:end]) if i >= start and cell.cell_type == "markdown"]
+    starts = [(int(m[1]), i) for i, source in prose for m in re.finditer(r"^\*\*(\d+)\.\*\* ", source, re.MULTILINE)]
+    assert [number for number, _ in starts] == list(range(1, len(starts) + 1)) and 2 <= len(starts) <= 4
+    places = [index for _, index in starts]
+    for here, following in zip(places, [*places[1:], end], strict=True):
         solutions = [cell for cell in everything[here:following] if cell.cell_type == "code"]
-        assert solutions, f"no solution to {everything[here].source[:60]!r}"
+        assert solutions, f"no solution below {everything[here].source[-60:]!r}"
         for cell in solutions:
             assert {"solution", "hide-cell"} <= set(tags(cell))
             assert cell.metadata.get("jupyter", {}).get("source_hidden") is True
-    outside = everything[:start] + everything[end:]
-    assert not any("solution" in tags(cell) for cell in outside)
+    assert not any("solution" in tags(cell) for cell in everything[:start] + everything[end:])
 
 
 @every_notebook

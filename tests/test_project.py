@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.metadata
 import os
 import re
@@ -17,6 +18,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from benchmarks import record
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -235,3 +238,25 @@ def test_no_committed_file_holds_a_home_folder_or_an_index_address() -> None:
         if path.suffix in {".py", ".toml", ".yml", ".yaml", ".md", ".cff", ".lock", ".ipynb", ".json", ".csv", ""}:
             found = None if path == Path(__file__).resolve() else private.search(path.read_text())
             assert not found, f"{path.relative_to(ROOT)} holds {found and found[0]!r}"
+
+
+def test_benchmark_table_is_what_its_rows_say() -> None:
+    rows = record.read()
+    assert record.TABLE.read_text() == record.render(rows), "run `python -m benchmarks --render`"
+    assert {row.section for row in rows} == set(record.TITLES)
+    for row in record.latest(rows):
+        is_measured = row.status == record.MEASURED and row.value is not None and row.machine and row.commit
+        assert is_measured or (row.status == record.WAITING and row.value is None and row.command), row
+
+
+def test_benchmark_rows_are_kept_and_judged(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    slow = record.Row("scores", "a", 2.0, "s", 1.4, "share <= 1.3", "x")
+    record.append([slow, record.waiting("scores", "b", "s")], path)
+    record.append([dataclasses.replace(slow, value=1.0, share=1.2), record.waiting("scores", "b", "s")], path)
+    rows = record.read(path)
+    assert [(row.what, row.value, row.met()) for row in rows] == [("a", 2.0, "no"), ("b", None, ""), ("a", 1.0, "yes")]
+    assert [(row.what, row.value) for row in record.latest(rows)] == [("a", 1.0), ("b", None)]
+    record.append([record.Row("scores", "b", 3.0, "s")], path)
+    assert {row.what: row.value for row in record.latest(record.read(path))} == {"a": 1.0, "b": 3.0}
+    assert "| a | 1 | s | 1.2 | share <= 1.3 | yes |" in record.render(rows)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes import executor, notebook
@@ -268,7 +269,7 @@ def test_only_and_force(world, calls):
     run(world, only=["02"])
     assert calls == ["02_second"] and record(world)["status"] == "partial"
     run(world)
-    run(world, only=["02_second.ipynb", "1_first"[1:] and "01_first"], force=True)
+    run(world, only=["02_second.ipynb", "01_first"], force=True)
     assert calls == ["02_second", "01_first", "02_second", "01_first", "02_second"]
 
 
@@ -291,6 +292,31 @@ def test_a_failure_keeps_what_was_there(world, calls, monkeypatch):
     monkeypatch.setattr(series, "execute", executor(calls, WRITES))
     run(world)  # the same results again: the second has nothing to do
     assert calls[2:] == ["01_first", "01_first"] and record(world)["status"] == "done"
+
+
+def test_checkpoints_of_a_failed_execution_are_kept_and_stay_its_own(world, calls, monkeypatch):
+    run(world, only=["01"])
+    written = {"02_second": {"checkpoints/cma/model.bin": "w", "checkpoints/lane.log": "x"}}
+    monkeypatch.setattr(series, "execute", executor(calls, written, {"kind": "X", "message": "it broke"}))
+    with pytest.raises(series.NotebookFailed):
+        run(world)
+    trained = dict(WRITES, **{"02_second": {"results/02_second.json": "{}"}})  # and does not train again
+    monkeypatch.setattr(series, "execute", executor(calls, trained))
+    run(world, only=["01"], force=True)
+    assert set(record(world)["notebooks"]["01_first"]["outputs"]) == set(WRITES["01_first"])
+    run(world)
+    outputs = record(world)["notebooks"]["02_second"]["outputs"]
+    assert set(outputs) == {"results/02_second.json", "checkpoints/cma/model.bin"}
+
+
+def test_checkpoints_of_a_runner_that_was_killed_are_kept(world, calls, monkeypatch):
+    folder = run(world)
+    made = record(world)
+    made["notebooks"]["02_second"] = {"status": "running"}
+    runs.write_record(folder, made)
+    monkeypatch.setattr(series, "execute", executor(calls, {"02_second": {"results/02_second.json": "{}"}}))
+    run(world)
+    assert "checkpoints/cma/model.bin" in record(world)["notebooks"]["02_second"]["outputs"]
 
 
 @pytest.mark.parametrize(("left", "reason"), [("running", "cut off"), ("interactive", "by hand")])
@@ -360,7 +386,7 @@ class TestRefused:
             run(world)
 
     def test_a_full_disk(self, world, monkeypatch):
-        monkeypatch.setattr(series.shutil, "disk_usage", lambda _: os.statvfs_result([0] * 10) and Free())
+        monkeypatch.setattr(series.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
         with pytest.raises(UserError, match="only 1 MiB are free"):
             run(world)
 
@@ -372,10 +398,6 @@ class TestRefused:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with pytest.raises(UserError, match="another run is at work"):
                 run(world)
-
-
-class Free:
-    free = 2**20
 
 
 def test_force_begins_a_folder_of_another_version_anew(world, calls):
