@@ -18,7 +18,7 @@ WHOLE := $(shell $(PY) -c "import sys; from importlib.util import find_spec; \
   2>/dev/null && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lab lint format lock clean FORCE
+.PHONY: help setup reproduce test lab lint format reference lock clean FORCE
 
 help: ## say what each target does (the default)
 	@echo "make TARGET [PROFILE=glyphs] [ARGS='...'] [PYTHON=python3.12]"
@@ -49,6 +49,9 @@ format: $(STAMP) ## format the code and strip the notebooks' outputs
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 	@$(if $(NOTEBOOKS),$(PY) -m nbstripout --keep-id $(NOTEBOOKS))
+
+reference: $(STAMP) ## copy the finished run of PROFILE into outputs/reference and its headline into the README
+	@$(PY) -m ood_utils.reference $(PROFILE)
 
 lock: $(STAMP) ## resolve requirements.lock anew after a change of pyproject.toml (ARGS=--upgrade: newest versions)
 	@echo "lock: resolving requirements.lock with uv"

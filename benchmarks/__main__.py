@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 
 from . import record
 
@@ -44,19 +46,25 @@ def main() -> None:
         parser().error(f"unknown section {sorted(unknown)[0]!r}; choose from {', '.join(record.TITLES)}")
     if not 0 < options.scale <= 1:
         parser().error(f"--scale is {options.scale}; give a share above 0 and up to 1")
+    if options.render:
+        record.TABLE.write_text(record.render(record.read()))
+        return
+    sections = options.sections or list(record.TITLES)
+    if len(sections) > 1:  # each in a process of its own: memory that one has freed would hide what the next needs
+        shared = [f"--{name}={getattr(options, name)}" for name in ("profile", "scale", "workers", "threads")]
+        for section in sections:
+            subprocess.run([sys.executable, "-m", "benchmarks", section, *shared], cwd=record.HERE.parent, check=True)
+        return
     if options.threads:
         import torch
 
         torch.set_num_threads(options.threads)
-    for section in [] if options.render else options.sections or record.TITLES:
-        rows = rows_of(section, options)
-        for row in rows:
-            share = f"  share {record.figure(row.share)}" if row.share is not None else ""
-            print(f"{section}: {row.what}: {record.figure(row.value) or row.status} {row.unit}{share}  {row.met()}")
-        if options.scale == 1:
-            record.append(rows)
-            record.TABLE.write_text(record.render(record.read()))
-    if options.render:
+    rows = rows_of(sections[0], options)
+    for row in rows:
+        share = f"  share {record.figure(row.share)}" if row.share is not None else ""
+        print(f"{row.section}: {row.what}: {record.figure(row.value) or row.status} {row.unit}{share}  {row.met()}")
+    if options.scale == 1:
+        record.append(rows)
         record.TABLE.write_text(record.render(record.read()))
 
 

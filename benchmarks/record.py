@@ -59,9 +59,11 @@ def here() -> dict[str, str]:
     facts = run.provenance()
     machine = facts["machine"]
     gpus = [gpu.split(",")[0] for gpu in machine["gpus"]]
-    name = ", ".join([f"{machine['cpu']} x {machine['cores']} cores", f"{machine['memory_gib']:.0f} GiB", *gpus])
+    threads = (facts["torch"] or {}).get("threads", machine["cores"])
+    held = [] if threads == machine["cores"] else [f"{threads} thread" + "s" * (threads > 1)]
+    parts = [f"{machine['cpu']} x {machine['cores']} cores", *held, f"{machine['memory_gib']:.0f} GiB", *gpus]
     commit = (facts["commit"] or "none")[:9] + ("+" if facts["dirty"] else "")
-    return {"machine": name, "commit": commit, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
+    return {"machine": ", ".join(parts), "commit": commit, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
 
 
 def read(path: Path = RESULTS) -> list[Row]:

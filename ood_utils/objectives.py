@@ -8,6 +8,7 @@ gradients averaged over processes, as DDP does, are then exactly those of one pr
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +53,9 @@ def _gathered(image: Tensor, text: Tensor, labels: Tensor | None) -> tuple[Tenso
     if processes() > 1:
         from open_clip.loss import gather_features
 
-        image, text = gather_features(image, text, gather_with_grad=True, world_size=processes())
+        with warnings.catch_warnings():  # torch calls the all_gather that open_clip 3.3 uses deprecated
+            warnings.simplefilter("ignore", FutureWarning)
+            image, text = gather_features(image, text, gather_with_grad=True, world_size=processes())
         if labels is not None:
             rows = [torch.empty_like(labels) for _ in range(processes())]
             torch.distributed.all_gather(rows, labels.contiguous())

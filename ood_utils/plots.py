@@ -146,7 +146,7 @@ def gallery(rows: Mapping[str, Sequence[np.ndarray]], title: str) -> Drawn:
         for ax in line:
             ax.set_axis_off()
         line[0].text(-0.25, 0.5, name, ha="right", va="center", fontsize=9, transform=line[0].transAxes)
-    figure.suptitle(textwrap.fill(title, 88), x=0.01, ha="left", fontsize=12, fontweight="semibold")
+    figure.suptitle(_wrapped(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
     return figure, pd.DataFrame({"set": list(rows), "images shown": [len(images) for images in rows.values()]})
 
 

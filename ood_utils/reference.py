@@ -1,0 +1,76 @@
+"""The one committed run: ``python -m ood_utils.reference glyphs`` copies a finished run into outputs/reference.
+
+Small enough for git (at most 3 MB): report, notebook pages, figures, csv tables and results; no weights, embeddings or
+parquet. The README's headline table is written from it, between two marks.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from . import run as runs
+from .errors import UserError
+
+LIMIT = 3_000_000  # bytes in all
+KEPT = ("index.html", "run.json", "notebooks/*.html", "figures/*.png", "tables/*.csv", "results/*.json")
+MARKS = ("<!-- headline: written by ood_utils.reference -->", "<!-- end of headline -->")
+STUB = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Left out</title><p>The interactive globe (5 MB) is left out of '
+    "the committed run; <code>make reproduce</code> writes it.</p></html>\n"
+)
+
+
+def headline_table(folder: Path) -> str:
+    """The headline table as Markdown: FPR95 (ID positive) / AUROC in percent, with 95 % intervals, per set and method."""
+    import pandas as pd
+
+    frame = pd.read_csv(folder / "tables" / "headline.csv")
+    methods = list(dict.fromkeys(frame["method"]))
+    lines = ["| OoD set | group | " + " | ".join(methods) + " |", "|---|---|" + "---|" * len(methods)]
+    for (name, group), rows in frame.groupby(["set", "group"], sort=False):
+        cells = []
+        for method in methods:
+            row = rows[rows["method"] == method].iloc[0]
+            fpr = [100 * row[f"fpr95_id{end}"] for end in ("", "_low", "_high")]
+            cells.append(f"{fpr[0]:.1f} [{fpr[1]:.1f}, {fpr[2]:.1f}] / {100 * row['auroc']:.1f}")
+        bold = "**" if rows["average"].iloc[0] else ""
+        lines.append(f"| {bold}{name}{bold} | {group} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def update_readme(readme: Path, folder: Path) -> None:
+    """Put the headline table between the README's marks. Raises UserError if the marks are gone."""
+    text, pattern = readme.read_text(), re.compile(f"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", re.S)
+    if not pattern.search(text):
+        raise UserError(f"{readme} has lost the marks {MARKS[0]!r} and {MARKS[1]!r}; put them back")
+    runs.atomic_write(readme, pattern.sub(lambda found: f"{found[1]}\n{headline_table(folder)}\n\n{found[2]}", text))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Copy the named run. Raises UserError if it is not done or too large for git."""
+    words = sys.argv[1:] if argv is None else argv
+    source, target = runs.OUTPUTS / (words[0] if words else "glyphs"), runs.OUTPUTS / "reference"
+    record = runs.read_record(source)
+    if record.get("status") != "done":
+        raise UserError(f"run {source} is not done; finish it with `make reproduce` first")
+    shutil.rmtree(target, ignore_errors=True)
+    for path in sorted(p for pattern in KEPT for p in source.glob(pattern)):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+    for path in source.glob("figures/*.html"):
+        runs.atomic_write(target / path.relative_to(source), STUB)
+    size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
+    if size > LIMIT:
+        raise UserError(
+            f"{target} has {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}; draw fewer points or leave a figure out"
+        )
+    update_readme(runs.ROOT / "README.md", target)
+    print(f"reference: {target}, {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
