@@ -36,7 +36,7 @@ test: $(STAMP) ## run the tests (ARGS='-k name' picks some)
 
 lab: $(STAMP) ## open JupyterLab on notebooks/
 	@echo "lab: starting JupyterLab on notebooks/; Ctrl-C stops it"
-	@$(PY) -m jupyterlab --notebook-dir=notebooks $(ARGS)
+	@$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 lint: $(STAMP) ## check style, formatting, and that the notebooks carry no outputs
 	@echo "lint: ruff check, ruff format --check, nbstripout --verify"
@@ -72,7 +72,7 @@ $(STAMP): requirements.lock pyproject.toml $(if $(WHOLE),,FORCE)
 	  $(PY) -c "import pip" 2>/dev/null || { echo "setup: making $(VENV)"; $(PYTHON) -m venv --clear $(VENV) || exit 1; }; \
 	  echo "setup: installing the pinned packages into $(VENV) (about 2 GB to download the first time: minutes)"; \
 	  [ -t 1 ] || quiet=-q; \
-	  $(PIP) install $$quiet -r requirements.lock && $(PIP) install -q --no-deps --no-build-isolation -e . || { \
+	  $(PIP) install $$quiet --no-compile -r requirements.lock && $(PIP) install -q --no-deps --no-build-isolation -e . || { \
 	    echo "error: the packages could not be installed; see pip's message above, then call make again" >&2; exit 1; }; \
 	}; \
 	proof() { $(PY) -c "import $(KEY)"; }; \

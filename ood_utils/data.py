@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from . import glyphs
+from . import glyphs, words
 from .errors import UnreadableImage, UserError
 
 if TYPE_CHECKING:
@@ -446,9 +446,7 @@ def _corpus(profile: Profile, names: list[tuple[str, str]] | None) -> list[tuple
         return [(name, "noun") for name in sorted(set(IMAGENET_CLASSNAMES))]
     path = Path(profile.corpus).expanduser()
     if path.is_dir():
-        from . import negatives
-
-        return negatives.wordnet(path)
+        return words.wordnet(path)
     if not path.is_file():
         raise UserError(f"corpus {profile.corpus!r} is neither 'names', a WordNet dict folder nor a text file")
     return [(word, "noun") for word in sorted({line.strip() for line in path.read_text().splitlines()} - {""})]

@@ -24,7 +24,7 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from . import models
+from . import models, words
 from .errors import UnreadableImage, UserError
 from .run import atomic_write, hash_of, progress
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 SHARD = 16_384  # images of one cache file: what an interrupted pass can lose
 VERSION = 1  # of this module's arithmetic, part of every cache key
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-ADJECTIVE = "This is a {} photo"  # NegLabel's prompt for the adjectives of WordNet
 
 
 def resolve_device(wanted: str) -> str:
@@ -336,11 +335,10 @@ def embed(
             images[name], lost = cache.images(study.sets[name], bar)
             if lost:
                 unreadable[name] = lost
-    words = [(ADJECTIVE if part == "adj" else profile.negative_prompt).format(word) for word, part in study.corpus]
     return Space(
         images,
         cache.texts("class_text", prompts(profile.prompt, study.class_names)),
-        cache.texts("corpus_text", words),
+        cache.texts("corpus_text", words.prompts(study.corpus, profile.negative_prompt)),
         float(model.logit_scale.detach().exp()),
         unreadable,
     )

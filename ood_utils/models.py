@@ -148,7 +148,9 @@ def save(model: nn.Module, path: Path, name: str, half: bool = False) -> None:
     """
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     if half:
-        state = {k: v.half() if v.is_floating_point() and v.ndim else v for k, v in state.items()}  # the logit scale stays
+        state = {
+            k: v.half() if v.is_floating_point() and v.ndim else v for k, v in state.items()
+        }  # the logit scale stays
     aside = Path(f"{path}.part")
     save_file(state, aside, metadata={"model": name})
     os.replace(aside, path)

@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import re
-import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UserError
+from .words import ADJECTIVE, NOUN, prompts
 
 if TYPE_CHECKING:
     from .data import Study
@@ -26,22 +26,6 @@ if TYPE_CHECKING:
     from .run import Profile
 
 CMA_SPLIT = {"adj": 1500, "noun": 8500}  # CMA's list: fixed counts, adjectives first (core_methods 3.5)
-NEGLABEL_LEFT_OUT = ("noun.animal", "noun.food")  # lexicographer files absent from NegLabel's corpus
-CSP_LEFT_OUT = (*NEGLABEL_LEFT_OUT, "noun.person", "noun.quantity", "noun.group", "adj.pert")
-CSP_SUPERCLASSES = (
-    "environment", "space", "object", "scene", "place", "item", "area",
-    "view", "thing", "pattern", "structure", "landscape", "vista", "creature",
-)  # fmt: skip
-_LEXICOGRAPHER = {
-    "noun": dict(
-        enumerate(
-            "Tops act animal artifact attribute body cognition communication event feeling food group location motive "
-            "object person phenomenon plant possession process quantity relation shape state substance time".split(),
-            start=3,
-        )
-    ),
-    "adj": {0: "all", 1: "pert", 44: "ppl"},
-}  # lexnames(5WN): file number -> name; fixed in every Princeton release, and Debian ships no lexnames file
 _CHUNK = 2**22  # cosines held at a time: 32 MB in float64
 
 
@@ -118,29 +102,6 @@ def leak(
     return [word for word in words if _key(word) in taken]
 
 
-def conjugate(corpus: Sequence[tuple[str, str]], seed: int = 0) -> list[tuple[str, str]]:
-    """CSP's corpus: each adjective becomes "adjective superclass", the part "conjugated"; nouns stay.
-
-    The superclass is one of 14 broad words (``CSP_SUPERCLASSES``), drawn with ``seed`` by the word itself, so that the
-    name of an adjective does not depend on the rest of the corpus (the official code draws in corpus order). Pass
-    ``wordnet(folder, CSP_LEFT_OUT)``; a conjugated name is a noun phrase and takes the nouns' prompt.
-    Source: CSP (arXiv 2410.08611).
-    """
-
-    def name(word: str) -> str:
-        return f"{word} {np.random.default_rng((seed, zlib.crc32(word.encode()))).choice(CSP_SUPERCLASSES)}"
-
-    return [(name(word), "conjugated") if part == "adj" else (word, part) for word, part in corpus]
-
-
-def prompts(corpus: Sequence[tuple[str, str]], noun: str = "the nice {}", adj: str = "This is a {} photo") -> list[str]:
-    """One prompt per (word, part): ``adj`` for adjectives, ``noun`` for all else. Defaults: NegLabel's templates."""
-    for name, template in (("noun", noun), ("adj", adj)):
-        if "{}" not in template:
-            raise UserError(f"The {name} template {template!r} has no place for the word; put {{}} where it belongs.")
-    return [(adj if part == "adj" else noun).format(word) for word, part in corpus]
-
-
 @dataclass(frozen=True)
 class NegativeList:
     """A mined list: ``words``, ``prompts`` and ``indices`` into the corpus, all in the miner's order.
@@ -200,7 +161,7 @@ def build(
     class_names: Sequence[str] = (),
     synonyms: Sequence[Sequence[str]] | None = None,
     *,
-    templates: tuple[str, str] = ("the nice {}", "This is a {} photo"),
+    templates: tuple[str, str] = (NOUN, ADJECTIVE),
     quantile: float = 0.95,
     keep: float | Mapping[str, int] = 0.15,
     cleaned: bool = True,
@@ -225,48 +186,6 @@ def build(
     facts = {"quantile": quantile, "keep": kept, "cleaned": cleaned, "corpus": len(corpus), "candidates": len(usable)}
     names = [word for word, _ in picked]
     return NegativeList(names, prompts(picked, *templates), chosen.tolist(), {**facts, **(provenance or {})})
-
-
-def wordnet(
-    dict_folder: str | Path, left_out: Collection[str] = NEGLABEL_LEFT_OUT, every_word: bool = False
-) -> list[tuple[str, str]]:
-    """(word, "noun" or "adj") of a Princeton-format ``dict`` folder: the corpus of NegLabel.
-
-    Reads ``data.noun`` and ``data.adj`` line by line (nltk's reader needs fifteen files, of which Debian's package
-    lacks one, and refuses folders outside its own data path). Words are lower-cased, underscores become spaces, markers
-    of syntax such as "(p)" go. Order: lexicographer files by name (adj.all, adj.pert, adj.ppl, noun.Tops, ...), words
-    sorted within; a word counts once, where it comes first, so some nouns are listed as adjectives, as in NegLabel.
-    ``left_out`` names files to skip. Only the first word of a synset is taken: WordNet 3.0 then gives 70,794,
-    each file within 1 % of NegLabel's but adj.all (10 % more); ``every_word=True`` takes all 120,269 of them.
-    Raises UserError for a missing or foreign file.
-    """
-    files = {f"{part}.{name}": set() for part, names in _LEXICOGRAPHER.items() for name in names.values()}
-    for part in _LEXICOGRAPHER:
-        path = Path(dict_folder) / f"data.{part}"
-        try:
-            for line in path.read_text("utf-8").splitlines():
-                if line.strip() and not line.startswith(" "):  # the licence is indented
-                    name, words = _synset(line, part)
-                    files[name].update(words if every_word else words[:1])
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); give a dict folder of WordNet.") from error
-        except (ValueError, KeyError, IndexError) as error:
-            raise UserError(f"{path} is no Princeton WordNet data file; give a dict folder of WordNet.") from error
-    if unknown := sorted(set(left_out) - set(files)):
-        raise UserError(f"left_out names {unknown[0]!r}, which is none of {', '.join(sorted(files))}.")
-    ordered: dict[str, str] = {}
-    for name in sorted(set(files) - set(left_out)):
-        for word in sorted(files[name]):
-            ordered.setdefault(word, name.split(".")[0])
-    return list(ordered.items())
-
-
-def _synset(line: str, part: str) -> tuple[str, list[str]]:
-    """Lexicographer file and words of one data line: offset, file number, type, hex word count, (word, id) pairs ..."""
-    fields = line.split()
-    words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
-    name = f"{part}.{_LEXICOGRAPHER[part][int(fields[1])]}"
-    return name, [re.sub(r"\((a|p|ip)\)$", "", word).replace("_", " ").lower() for word in words]
 
 
 def _wanted(labels: np.ndarray, keep: float | Mapping[str, int]) -> dict[str, int]:
@@ -336,7 +255,7 @@ def select(study: Study, space: Space, profile: Profile, cleaned: bool = True) -
         space.class_text,
         study.class_names,
         study.synonyms,
-        templates=(profile.negative_prompt, "This is a {} photo"),
+        templates=(profile.negative_prompt, ADJECTIVE),
         quantile=profile.quantile,
         keep=profile.keep,
         cleaned=cleaned,

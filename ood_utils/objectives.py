@@ -63,7 +63,7 @@ def _gathered(image: Tensor, text: Tensor, labels: Tensor | None) -> tuple[Tenso
     return image, text, labels
 
 
-def _parts(image: Tensor, text: Tensor, scale: Tensor | float, labels: Tensor | None, lam: float) -> Parts:
+def _contrast(image: Tensor, text: Tensor, scale: Tensor | float, labels: Tensor | None, lam: float) -> Parts:
     """CMA on gathered rows; lam = 0 is CLIP."""
     scale = torch.as_tensor(scale, dtype=image.dtype, device=image.device)
     logits = scale * image @ text.T
@@ -78,7 +78,7 @@ def _parts(image: Tensor, text: Tensor, scale: Tensor | float, labels: Tensor | 
     return Parts(loss, clip, lse_image, lse_text, positive, scale.detach())
 
 
-def clip_loss(image: Tensor, text: Tensor, scale: Tensor | float, labels: Tensor | None = None) -> Parts:
+def clip_parts(image: Tensor, text: Tensor, scale: Tensor | float, labels: Tensor | None = None) -> Parts:
     """Symmetric InfoNCE of a batch: FLYP's objective, equal to ``open_clip.ClipLoss``.
 
     ``image``, ``text`` (B, d) unit rows, row k of one matching row k of the other; ``scale`` = 1 / temperature (not
@@ -86,20 +86,35 @@ def clip_loss(image: Tensor, text: Tensor, scale: Tensor | float, labels: Tensor
     (class-aware; 40 % of ImageNet's batch of 512 has a same-class peer), otherwise text k alone (paper form).
     Raises UserError if the shapes differ. Source: core_methods 1.1 and 2.
     """
-    return cma_loss(image, text, scale, 0.0, labels)
+    return cma_parts(image, text, scale, 0.0, labels)
 
 
-def cma_loss(image: Tensor, text: Tensor, scale: Tensor | float, lam: float, labels: Tensor | None = None) -> Parts:
+def cma_parts(image: Tensor, text: Tensor, scale: Tensor | float, lam: float, labels: Tensor | None = None) -> Parts:
     """CMA as published: L_CLIP - lam / (2B) sum_k [LSE_j S_kj + LSE_j S_jk].
 
     Identical to (1 - lam) L_CLIP - (lam / B) sum_k S_kk; lam = 0 is FLYP, lam = 1 pure alignment, which collapses.
-    Arguments as ``clip_loss``, ``lam`` in [0, 1]. Raises UserError if lam is outside. Source: core_methods 1.1, 1.2.
+    Arguments as ``clip_parts``, ``lam`` in [0, 1]. Raises UserError if lam is outside. Source: core_methods 1.1, 1.2.
     """
     if not 0 <= lam <= 1:
         raise UserError(f"lam is {lam}; give a number from 0 (FLYP) to 1 (pure alignment), the paper's is 0.001")
     with torch.autocast(image.device.type, enabled=False):
         image, text, labels = _gathered(image, text, labels)
-        return _parts(image, text, scale, labels, lam)
+        return _contrast(image, text, scale, labels, lam)
+
+
+def clip_loss(image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+    """The scalar of ``clip_parts``, for where only the loss is wanted."""
+    return clip_parts(image, text, scale).loss
+
+
+def cma_loss(image: Tensor, text: Tensor, scale: Tensor | float, lam: float) -> Tensor:
+    """The scalar of ``cma_parts``, for where only the loss is wanted."""
+    return cma_parts(image, text, scale, lam).loss
+
+
+def m2mix_loss(image: Tensor, text: Tensor, scale: Tensor | float, mix: float, weight: float = 0.01) -> Tensor:
+    """The scalar of ``m2mix_parts``, for where only the loss is wanted."""
+    return m2mix_parts(image, text, scale, mix, weight).loss
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
@@ -128,7 +143,7 @@ def draw_mix(seed: int, step: int, beta: float = 0.5) -> float:
     return float(np.random.default_rng([seed, step]).beta(beta, beta))
 
 
-def m2mix_loss(
+def m2mix_parts(
     image: Tensor,
     text: Tensor,
     scale: Tensor | float,
@@ -148,7 +163,7 @@ def m2mix_loss(
         raise UserError(f"m2-Mix needs mix in [0, 1] and weight >= 0, not mix {mix} and weight {weight}; correct them")
     with torch.autocast(image.device.type, enabled=False):
         image, text, labels = _gathered(image, text, labels)
-        parts = _parts(image, text, scale, labels, 0.0)
+        parts = _contrast(image, text, scale, labels, 0.0)
         sharpness = torch.as_tensor(scale if mix_scale is None else mix_scale, dtype=image.dtype, device=image.device)
         mixed, target = slerp(image, text, mix), torch.arange(len(image), device=image.device)
         own = torch.diag_embed((image * text).sum(1))

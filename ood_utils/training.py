@@ -226,8 +226,8 @@ def _loss(recipe: Recipe, step: int, image: Tensor, text: Tensor, scale: Tensor,
     known = labels if recipe.class_aware else None
     if recipe.objective == "m2mix":
         mix = objectives.draw_mix(recipe.seed, step)
-        return objectives.m2mix_loss(image, text, scale, mix, recipe.lam, labels=known)
-    return objectives.cma_loss(image, text, scale, recipe.lam if recipe.objective == "cma" else 0.0, known)
+        return objectives.m2mix_parts(image, text, scale, mix, recipe.lam, labels=known)
+    return objectives.cma_parts(image, text, scale, recipe.lam if recipe.objective == "cma" else 0.0, known)
 
 
 # --- state on disk -----------------------------------------------------------------------------------------------
@@ -506,6 +506,56 @@ def _loop(run: _Run, workers: int, save_every: int, progress: bool, max_unreadab
             if saving:
                 run.save()
             bar.update()
+
+
+# --- what a study trains -----------------------------------------------------------------------------------------
+
+
+def plan(profile: Profile, lam: float | None = None) -> pd.DataFrame:
+    """The fine-tunings of a study, one row each: role, method, seed, classes, lam, tag.
+
+    Without ``lam`` the sweep: every lam of the profile with the first seed. With the chosen ``lam`` all there is:
+    "headline" (zero-shot, and FLYP and CMA with every seed), "few classes" (both on profile.few_classes classes) and
+    what else the sweep trained. lam = 0 is FLYP.
+    """
+    rows, first = [], profile.seeds[0]
+    if lam is not None:
+        rows.append(("headline", "zero-shot", 0, 0, float("nan")))
+        rows += [("headline", name, s, 0, x) for name, x in (("FLYP", 0.0), ("CMA", lam)) for s in profile.seeds]
+        if profile.few_classes:
+            rows += [("few classes", name, first, profile.few_classes, x) for name, x in (("FLYP", 0.0), ("CMA", lam))]
+    rows += [
+        ("sweep", f"CMA, lam {x:g}" if x else "FLYP", first, 0, x)
+        for x in profile.lams
+        if lam is None or x not in (0, lam)
+    ]
+    frame = pd.DataFrame(rows, columns=["role", "method", "seed", "classes", "lam"])
+    frame["tag"] = [
+        "zero-shot" if row.method == "zero-shot"
+        else f"lam{row.lam:g}_seed{row.seed}" + (f"_classes{row.classes}" if row.classes else "")
+        for row in frame.itertuples()
+    ]  # fmt: skip
+    return frame
+
+
+def carry_out(planned: pd.DataFrame, profile: Profile, folder: Path, **options: object) -> pd.DataFrame:
+    """Run every fine-tuning of a ``plan`` that is not done yet; the plan with ``weights``, paths below ``folder``.
+
+    The zero-shot row keeps the profile's own weights. Options and errors as ``fine_tune_many``.
+    """
+    trained = planned[planned.method != "zero-shot"]
+    jobs = [
+        (
+            row.tag,
+            Recipe.from_profile(
+                profile, objective="cma" if row.lam else "clip", lam=row.lam, seed=row.seed, classes=row.classes
+            ),
+        )
+        for row in trained.itertuples()
+    ]
+    places = fine_tune_many(jobs, profile, folder / "checkpoints", **options)
+    weights = {tag: str((place / "model.safetensors").relative_to(folder)) for tag, place in places.items()}
+    return planned.assign(weights=[weights.get(tag, profile.pretrained) for tag in planned.tag])
 
 
 # --- many at once ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from tiny import two_processes
 
 from ood_utils import objectives
 from ood_utils.errors import UserError
-from ood_utils.objectives import clip_loss, cma_loss, m2mix_loss, slerp
+from ood_utils.objectives import clip_parts, cma_parts, m2mix_parts, slerp
 
 torch.set_num_threads(1)
 
@@ -32,7 +32,7 @@ def gradients(loss: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Tens
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_clip_is_open_clips(dtype: torch.dtype) -> None:
     leaves = rows(16, 8, dtype=dtype)
-    parts = clip_loss(*leaves)
+    parts = clip_parts(*leaves)
     theirs = open_clip.ClipLoss()(*leaves)
     close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
     torch.testing.assert_close(parts.loss, theirs, **close)
@@ -45,30 +45,30 @@ def test_clip_is_open_clips(dtype: torch.dtype) -> None:
 def test_cma_is_a_mix_of_clip_and_alignment(lam: float, scale: float) -> None:
     image, text, _ = rows(seed=3)
     leaves = [image, text, torch.tensor(scale, dtype=torch.float64, requires_grad=True)]
-    cma = cma_loss(*leaves, lam).loss
-    mix = (1 - lam) * clip_loss(*leaves).loss - lam * (leaves[2] * (image * text).sum(1)).mean()
+    cma = cma_parts(*leaves, lam).loss
+    mix = (1 - lam) * clip_parts(*leaves).loss - lam * (leaves[2] * (image * text).sum(1)).mean()
     assert abs(cma - mix) < 1e-10
     torch.testing.assert_close(gradients(cma, leaves), gradients(mix, leaves), rtol=1e-10, atol=1e-10)
 
 
 def test_the_identity_holds_for_class_aware_positives_too() -> None:
     leaves, labels = rows(), torch.tensor([0, 1, 0, 2, 2, 2, 3, 1])
-    parts, cma = clip_loss(*leaves, labels), cma_loss(*leaves, 0.2, labels)
+    parts, cma = clip_parts(*leaves, labels), cma_parts(*leaves, 0.2, labels)
     torch.testing.assert_close(cma.loss, 0.8 * parts.loss - 0.2 * parts.positive, rtol=1e-12, atol=1e-12)
 
 
 def test_lam_0_is_clip_and_lam_1_is_alignment() -> None:
     leaves = rows()
-    assert cma_loss(*leaves, 0.0).loss == clip_loss(*leaves).loss
+    assert cma_parts(*leaves, 0.0).loss == clip_parts(*leaves).loss
     pure = -(leaves[2] * (leaves[0] * leaves[1]).sum(1)).mean()
-    torch.testing.assert_close(cma_loss(*leaves, 1.0).loss, pure)
+    torch.testing.assert_close(cma_parts(*leaves, 1.0).loss, pure)
 
 
 def test_gradient_of_the_logits() -> None:
     """dL/dS = [(1 - lam)(p + q) - 2 delta] / 2B, whose entries sum to -lam (core_methods 1.2, item 3)."""
     lam, logits = 0.3, (4 * torch.randn(5, 5, dtype=torch.float64)).requires_grad_()
     unit = torch.eye(5, dtype=torch.float64)  # S = logits @ I
-    (found,) = gradients(cma_loss(logits, unit, 1.0, lam).loss, [logits])
+    (found,) = gradients(cma_parts(logits, unit, 1.0, lam).loss, [logits])
     p, q = logits.softmax(1), logits.softmax(0)
     torch.testing.assert_close(found, ((1 - lam) * (p + q) - 2 * unit) / 10, rtol=1e-12, atol=1e-12)
     assert found.sum().item() == pytest.approx(-lam, abs=1e-12)
@@ -80,17 +80,17 @@ def test_class_aware_is_soft_cross_entropy() -> None:
     target /= target.sum(1, keepdim=True)
     logits = leaves[2] * leaves[0] @ leaves[1].T
     expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    torch.testing.assert_close(clip_loss(*leaves, labels).loss, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(clip_loss(*leaves, torch.arange(6)).loss, clip_loss(*leaves).loss)
+    torch.testing.assert_close(clip_parts(*leaves, labels).loss, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(clip_parts(*leaves, torch.arange(6)).loss, clip_parts(*leaves).loss)
 
 
 def test_half_precision_inputs_are_computed_in_float32() -> None:
     image, text, _ = rows(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        for parts in (cma_loss(image, text, 100.0, 0.1), m2mix_loss(image, text, 100.0, 0.3)):
+        for parts in (cma_parts(image, text, 100.0, 0.1), m2mix_parts(image, text, 100.0, 0.3)):
             assert parts.loss.dtype == torch.float32
-        assert cma_loss(image, text, 100.0, 0.1).loss == cma_loss(image.float(), text.float(), 100.0, 0.1).loss
-    assert clip_loss(image.bfloat16(), text.bfloat16(), 100.0).loss.dtype == torch.float32
+        assert cma_parts(image, text, 100.0, 0.1).loss == cma_parts(image.float(), text.float(), 100.0, 0.1).loss
+    assert clip_parts(image.bfloat16(), text.bfloat16(), 100.0).loss.dtype == torch.float32
 
 
 def reference_m2mix(image: torch.Tensor, text: torch.Tensor, scale: float, mix: float) -> torch.Tensor:
@@ -110,11 +110,11 @@ def reference_m2mix(image: torch.Tensor, text: torch.Tensor, scale: float, mix: 
 @pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
 def test_m2mix_follows_its_formula(mix: float) -> None:
     leaves = rows(5)
-    parts = m2mix_loss(*leaves, mix, weight=0.4, mix_scale=7.0)
-    expected = clip_loss(*leaves).loss + 0.4 * reference_m2mix(leaves[0], leaves[1], 7.0, mix)
+    parts = m2mix_parts(*leaves, mix, weight=0.4, mix_scale=7.0)
+    expected = clip_parts(*leaves).loss + 0.4 * reference_m2mix(leaves[0], leaves[1], 7.0, mix)
     torch.testing.assert_close(parts.loss, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(gradients(parts.loss, leaves[:2]), gradients(expected, leaves[:2]), rtol=1e-9, atol=1e-9)
-    assert parts.clip == clip_loss(*leaves).clip and m2mix_loss(*leaves, mix, weight=0.0).loss == parts.clip
+    assert parts.clip == clip_parts(*leaves).clip and m2mix_parts(*leaves, mix, weight=0.0).loss == parts.clip
 
 
 def test_m2mix_at_the_ends_uses_plain_embeddings() -> None:
@@ -125,7 +125,7 @@ def test_m2mix_at_the_ends_uses_plain_embeddings() -> None:
     within = scale * text @ text.T * (1 - torch.eye(7)) + own
     target = torch.arange(7)
     expected = F.cross_entropy(logits, target) + F.cross_entropy(within, target)
-    extra = m2mix_loss(image, text, scale, 0.0, weight=1.0)
+    extra = m2mix_parts(image, text, scale, 0.0, weight=1.0)
     torch.testing.assert_close(extra.loss - extra.clip, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -169,31 +169,31 @@ def test_m2mix_gradient_is_finite_when_image_and_text_coincide() -> None:
     image, _, scale = rows(4, dtype=torch.float32)
     text = image.detach().clone().requires_grad_()
     leaves = [image, text, scale]
-    assert all(torch.isfinite(g).all() for g in gradients(m2mix_loss(*leaves, 0.4, weight=1.0).loss, leaves))
+    assert all(torch.isfinite(g).all() for g in gradients(m2mix_parts(*leaves, 0.4, weight=1.0).loss, leaves))
 
 
 @pytest.mark.parametrize("lam", [-0.1, 2, float("nan")])
 def test_lam_out_of_range(lam: float) -> None:
     with pytest.raises(UserError, match="lam is"):
-        cma_loss(*rows(), lam)
+        cma_parts(*rows(), lam)
 
 
 def test_bad_arguments() -> None:
     image, text, scale = rows()
     with pytest.raises(UserError, match="equal"):
-        clip_loss(image, text[:5], scale)
+        clip_parts(image, text[:5], scale)
     with pytest.raises(UserError, match="mix in"):
-        m2mix_loss(image, text, scale, 1.5)
+        m2mix_parts(image, text, scale, 1.5)
     with pytest.raises(UserError, match="weight"):
-        m2mix_loss(image, text, scale, 0.5, weight=-1)
+        m2mix_parts(image, text, scale, 0.5, weight=-1)
 
 
 LABELS = torch.tensor([0, 1, 0, 2, 2, 2, 3, 1])
 LOSSES = {
-    "clip": lambda i, t, s, y: clip_loss(i, t, s),
-    "cma": lambda i, t, s, y: cma_loss(i, t, s, 0.2),
-    "class-aware": lambda i, t, s, y: cma_loss(i, t, s, 0.2, y),
-    "m2mix": lambda i, t, s, y: m2mix_loss(i, t, s, 0.3, 0.5),
+    "clip": lambda i, t, s, y: clip_parts(i, t, s),
+    "cma": lambda i, t, s, y: cma_parts(i, t, s, 0.2),
+    "class-aware": lambda i, t, s, y: cma_parts(i, t, s, 0.2, y),
+    "m2mix": lambda i, t, s, y: m2mix_parts(i, t, s, 0.3, 0.5),
 }
 
 
@@ -222,3 +222,11 @@ def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path: Path) -> Non
         for rank in (0, 1):
             found = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)[name]
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9, msg=f"{name} of rank {rank}")
+
+
+def test_the_plain_losses_are_the_scalars_of_their_parts() -> None:
+    image, text = (torch.nn.functional.normalize(torch.randn(6, 5, dtype=torch.float64), dim=-1) for _ in range(2))
+    assert torch.equal(objectives.clip_loss(image, text, 20.0), objectives.clip_parts(image, text, 20.0).loss)
+    assert torch.equal(objectives.cma_loss(image, text, 20.0, 0.1), objectives.cma_parts(image, text, 20.0, 0.1).loss)
+    mixed = objectives.m2mix_parts(image, text, 20.0, 0.3, 0.1).loss
+    assert torch.equal(objectives.m2mix_loss(image, text, 20.0, 0.3, 0.1), mixed)

@@ -124,7 +124,7 @@ def test_groups_drop_the_remainder_before_permuting_and_leave_the_global_generat
 
 @pytest.mark.parametrize("groups", [1, 4])
 def test_neglabel_does_not_saturate_and_keeps_the_order(groups: int) -> None:
-    """Images ever nearer to a class: from some point on the probability is 1 to the last bit, the log-odds still rise."""
+    """Images ever nearer to a class: the probability ends at 1 to the last bit, the log-odds rise on."""
     texts, negatives = np.eye(1, 8), np.roll(np.eye(4, 8), 1, axis=1)
     angle = np.linspace(1.3, 0.2, 30)
     images = np.cos(angle)[:, None] * texts + np.sin(angle)[:, None] * negatives[:1]

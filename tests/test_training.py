@@ -104,7 +104,7 @@ def test_distinct_texts_give_the_gradient_of_encoding_each() -> None:
     model.zero_grad()
     texts = model.encode_text(tiny.tokenizer([tiny.TEXTS[y] for y in labels]))  # one row an image, full context
     image, text = F.normalize(model.encode_image(images), dim=-1), F.normalize(texts, dim=-1)
-    loss = objectives.cma_loss(image, text, model.logit_scale.exp(), recipe.lam).loss
+    loss = objectives.cma_parts(image, text, model.logit_scale.exp(), recipe.lam).loss
     loss.backward()
     torch.testing.assert_close(found, [loss.detach(), *(p.grad for p in model.parameters())], rtol=1e-9, atol=1e-10)
 

@@ -1,0 +1,93 @@
+"""Word lists from which negative labels are mined, and the prompts they are put in: WordNet, and CSP's conjugated names."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from .errors import UserError
+
+NOUN, ADJECTIVE = "the nice {}", "This is a {} photo"  # NegLabel's prompts by part of speech
+NEGLABEL_LEFT_OUT = ("noun.animal", "noun.food")  # lexicographer files absent from NegLabel's corpus
+CSP_LEFT_OUT = (*NEGLABEL_LEFT_OUT, "noun.person", "noun.quantity", "noun.group", "adj.pert")
+CSP_SUPERCLASSES = (
+    "environment", "space", "object", "scene", "place", "item", "area",
+    "view", "thing", "pattern", "structure", "landscape", "vista", "creature",
+)  # fmt: skip
+_LEXICOGRAPHER = {
+    "noun": dict(
+        enumerate(
+            "Tops act animal artifact attribute body cognition communication event feeling food group location motive "
+            "object person phenomenon plant possession process quantity relation shape state substance time".split(),
+            start=3,
+        )
+    ),
+    "adj": {0: "all", 1: "pert", 44: "ppl"},
+}  # lexnames(5WN): file number -> name; fixed in every Princeton release, and Debian ships no lexnames file
+
+
+def prompts(corpus: Sequence[tuple[str, str]], noun: str = NOUN, adj: str = ADJECTIVE) -> list[str]:
+    """One prompt per (word, part): ``adj`` for adjectives, ``noun`` for all else. Defaults: NegLabel's templates."""
+    for name, template in (("noun", noun), ("adj", adj)):
+        if "{}" not in template:
+            raise UserError(f"The {name} template {template!r} has no place for the word; put {{}} where it belongs.")
+    return [(adj if part == "adj" else noun).format(word) for word, part in corpus]
+
+
+def conjugate(corpus: Sequence[tuple[str, str]], seed: int = 0) -> list[tuple[str, str]]:
+    """CSP's corpus: each adjective becomes "adjective superclass", the part "conjugated"; nouns stay.
+
+    The superclass is one of 14 broad words (``CSP_SUPERCLASSES``), picked by a hash of ``seed`` and the adjective: as
+    good as random, and the same whatever else the corpus holds (the official code draws in corpus order). Pass
+    ``wordnet(folder, CSP_LEFT_OUT)``; a conjugated name is a noun phrase and takes the nouns' prompt.
+    Source: CSP (arXiv 2410.08611).
+    """
+    pick = [zlib.crc32(f"{seed} {word}".encode()) % len(CSP_SUPERCLASSES) for word, _ in corpus]
+    return [
+        (f"{word} {CSP_SUPERCLASSES[k]}", "conjugated") if part == "adj" else (word, part)
+        for (word, part), k in zip(corpus, pick, strict=True)
+    ]
+
+
+def wordnet(
+    dict_folder: str | Path, left_out: Collection[str] = NEGLABEL_LEFT_OUT, every_word: bool = False
+) -> list[tuple[str, str]]:
+    """(word, "noun" or "adj") of a Princeton-format ``dict`` folder: the corpus of NegLabel.
+
+    Reads ``data.noun`` and ``data.adj`` line by line (nltk's reader needs fifteen files, of which Debian's package
+    lacks one, and refuses folders outside its own data path). Words are lower-cased, underscores become spaces, markers
+    of syntax such as "(p)" go. Order: lexicographer files by name (adj.all, adj.pert, adj.ppl, noun.Tops, ...), words
+    sorted within; a word counts once, where it comes first, so some nouns are listed as adjectives, as in NegLabel.
+    ``left_out`` names files to skip. Only the first word of a synset is taken: WordNet 3.0 then gives 70,794,
+    each file within 1 % of NegLabel's but adj.all (10 % more); ``every_word=True`` takes all 120,269 of them.
+    Raises UserError for a missing or foreign file.
+    """
+    files = {f"{part}.{name}": set() for part, names in _LEXICOGRAPHER.items() for name in names.values()}
+    for part in _LEXICOGRAPHER:
+        path = Path(dict_folder) / f"data.{part}"
+        try:
+            for line in path.read_text("utf-8").splitlines():
+                if line.strip() and not line.startswith(" "):  # the licence is indented
+                    name, words = _synset(line, part)
+                    files[name].update(words if every_word else words[:1])
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); give a dict folder of WordNet.") from error
+        except (ValueError, KeyError, IndexError) as error:
+            raise UserError(f"{path} is no Princeton WordNet data file; give a dict folder of WordNet.") from error
+    if unknown := sorted(set(left_out) - set(files)):
+        raise UserError(f"left_out names {unknown[0]!r}, which is none of {', '.join(sorted(files))}.")
+    ordered: dict[str, str] = {}
+    for name in sorted(set(files) - set(left_out)):
+        for word in sorted(files[name]):
+            ordered.setdefault(word, name.split(".")[0])
+    return list(ordered.items())
+
+
+def _synset(line: str, part: str) -> tuple[str, list[str]]:
+    """Lexicographer file and words of one data line: offset, file number, type, hex word count, (word, id) pairs ..."""
+    fields = line.split()
+    words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+    name = f"{part}.{_LEXICOGRAPHER[part][int(fields[1])]}"
+    return name, [re.sub(r"\((a|p|ip)\)$", "", word).replace("_", " ").lower() for word in words]

@@ -1,0 +1,124 @@
+"""The four notebooks, run by the runner on the tiny profile; their results asserted, not just their exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ood_utils import detector, metrics
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("01_modality_gap", "02_train_aligned", "03_hypersphere", "04_ood_detection")
+pytestmark = [pytest.mark.series, pytest.mark.timeout(900)]
+
+
+def _ood(outputs: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "ood_utils", *words],
+        env=os.environ | {"OOD_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1"},
+        cwd=outputs.parent,  # any working directory will do
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("series") / "outputs"
+    outputs.mkdir()
+    done = _ood(outputs, "run", "--profile", "glyphs-tiny")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return outputs / "glyphs-tiny"
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict[str, dict]:
+    return {name: json.loads((folder / "results" / f"{name}.json").read_text()) for name in NAMES}
+
+
+def test_every_notebook_is_done_and_says_from_what(folder: Path) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    assert {n: e["status"] for n, e in record["notebooks"].items()} == dict.fromkeys(NAMES, "done")
+    assert record["status"] == "done" and record["provenance"]["versions"]["torch"]
+    for name in NAMES:
+        cells = json.loads((folder / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+        counts = [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"]
+        assert counts == list(range(1, len(counts) + 1)), name
+        assert (folder / "notebooks" / f"{name}.ipynb").stat().st_size < 2_000_000
+    assert (folder / "index.html").stat().st_size > 5_000
+
+
+def test_the_modality_gap_is_clips(results: dict) -> None:
+    found = results["01_modality_gap"]
+    assert 0.70 <= found["centroid_gap"] <= 0.95
+    assert 0.5 <= found["zero_shot_accuracy"] <= 0.98  # 40 classes of 267: easier than the card's
+    assert found["separability"] > 0.99 and found["rmg"] > 0.4
+    assert 0.3 < found["centroid_share"] < 0.95
+    assert 0.80 <= found["neglabel_auroc"] <= 0.999
+
+
+def test_alignment_closes_the_gap_more_the_larger_lam_is(folder: Path, results: dict) -> None:
+    sweep = pd.read_parquet(folder / "tables" / "sweep.parquet").sort_values("lam")
+    assert sweep.centroid_gap.iloc[-1] < sweep.centroid_gap.iloc[0] - 0.05
+    found = results["02_train_aligned"]
+    assert found["CMA_centroid_gap"] < found["FLYP_centroid_gap"]
+    table = pd.read_parquet(folder / "tables" / "before_after.parquet")
+    assert set(table.method) == {"zero-shot", "FLYP", "CMA"} and table.notna().all().all()
+
+
+def test_only_the_exact_map_draws_the_gap(folder: Path, results: dict) -> None:
+    found = results["03_hypersphere"]
+    assert found["gap error gap-latitude"] < 0.15 < found["gap error PCA"]
+    errors = pd.read_parquet(folder / "tables" / "picture_errors.parquet")
+    assert len(errors) == 8 and errors.notna().all().all()
+    page = (folder / "figures" / "globe.html").read_text()
+    assert "plotly" in page.lower() and 'src="http' not in page
+
+
+def test_the_leaderboard_is_whole_and_agrees_with_the_metrics(folder: Path) -> None:
+    board = pd.read_parquet(folder / "tables" / "leaderboard.parquet")
+    assert set(board.method) == {"zero-shot", "FLYP", "CMA"}
+    assert set(board.score) == {"MSP", "MaxLogit", "Energy", "MCM", "NegLabel"}
+    assert board.groupby(["method", "seed", "score"]).size().nunique() == 1
+    values = board[[*metrics.METRICS]].to_numpy()
+    assert np.isfinite(values).all() and (values >= 0).all() and (values <= 1).all()
+    far = board[(board.set == "average far") & (board.score == "NegLabel")]
+    near = board[(board.set == "average near") & (board.score == "NegLabel")]
+    assert far.auroc.mean() > near.auroc.mean() > 0.6
+    differences = pd.read_parquet(folder / "tables" / "differences.parquet")
+    assert (differences.low <= differences.high).all() and set(differences.verdict) <= {
+        "better",
+        "worse",
+        "no difference",
+    }
+
+
+def test_the_saved_detector_accepts_id_and_rejects_far(folder: Path) -> None:
+    guard = detector.Detector.load(folder / "detector.safetensors")
+    images = np.random.default_rng(0).random((3, 40, 50, 3))
+    from PIL import Image
+
+    found = guard.score([Image.fromarray((255 * i).astype(np.uint8)) for i in images])
+    assert found["score"].shape == (3,) and set(found["nearest"]) <= set(guard.class_names)
+
+
+def test_figures_are_small_and_come_with_their_data(folder: Path) -> None:
+    figures = sorted((folder / "figures").glob("*.png"))
+    assert len(figures) >= 18
+    for path in figures:
+        assert path.stat().st_size < 500_000, path.name
+        assert path.with_suffix(".csv").stat().st_size > 0, path.name
+
+
+def test_a_second_call_runs_nothing(folder: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (folder / "notebooks").glob("*.ipynb")}
+    again = _ood(folder.parent, "run", "--profile", "glyphs-tiny")
+    assert again.returncode == 0, again.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in (folder / "notebooks").glob("*.ipynb")}
