@@ -437,7 +437,13 @@ def _openood_validation(lists: Path, val_paths: list[Path]) -> np.ndarray:
 
 
 def _corpus(profile: Profile, names: list[tuple[str, str]] | None) -> list[tuple[str, str]]:
-    """(word, part of speech) candidates: the world's names, a WordNet ``dict`` folder, or a text file of nouns."""
+    """(word, part of speech) candidates, at most ``profile.corpus_words`` of them, in the source's order."""
+    whole = _whole_corpus(profile, names)
+    return [whole[i] for i in _subset(len(whole), profile.corpus_words, profile.data_seed)]
+
+
+def _whole_corpus(profile: Profile, names: list[tuple[str, str]] | None) -> list[tuple[str, str]]:
+    """The world's names, a WordNet ``dict`` folder, or a text file of nouns."""
     if profile.corpus == "names":
         if names is not None:
             return names

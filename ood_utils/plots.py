@@ -135,17 +135,21 @@ def gallery(rows: Mapping[str, Sequence[np.ndarray]], title: str) -> Drawn:
     ``rows`` maps set name to (H, W, 3) arrays in [0, 1].
     """
     style()
-    columns = max(len(images) for images in rows.values())
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(WIDTH, 0.62 * len(rows) + 0.5), squeeze=False, layout="constrained",
-        gridspec_kw={"wspace": 0.02, "hspace": 0.02},
-    )  # fmt: skip
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for ax, image in zip(line, images, strict=False):
-            ax.imshow(np.clip(image, 0, 1), interpolation="nearest")
-        for ax in line:
-            ax.set_axis_off()
-        line[0].text(-0.25, 0.5, name, ha="right", va="center", fontsize=9, transform=line[0].transAxes)
+    columns, side = (
+        max(len(images) for images in rows.values()),
+        max(max(i.shape[:2]) for v in rows.values() for i in v),
+    )
+    step = side + max(2, side // 12)  # one picture of all: a hundred small axes take seconds to draw
+    sheet = np.ones((len(rows) * step, columns * step, 3))
+    for y, images in enumerate(rows.values()):
+        for x, image in enumerate(images):
+            sheet[y * step : y * step + image.shape[0], x * step : x * step + image.shape[1]] = np.clip(image, 0, 1)
+    figure, ax = plt.subplots(figsize=(WIDTH, WIDTH * len(rows) / columns * 0.9 + 0.5), layout="constrained")
+    ax.imshow(sheet, interpolation="nearest")
+    ax.set_yticks(np.arange(len(rows)) * step + side / 2, list(rows))
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
     figure.suptitle(_wrapped(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
     return figure, pd.DataFrame({"set": list(rows), "images shown": [len(images) for images in rows.values()]})
 

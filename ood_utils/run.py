@@ -94,9 +94,12 @@ class Profile(BaseModel):
     class_aware: bool = Field(False, description="count every pair of one class as positive")
     chunk: int = Field(0, ge=0, description="micro-batch of the cached-gradient step, 0 = whole batch at once")
     processes: int = Field(1, ge=1, description="torchrun processes of one training")
-    parallel: int = Field(2, ge=1, description="independent trainings side by side on the CPU")
+    parallel: int = Field(
+        2, ge=0, description="independent trainings side by side on the CPU; 0 = in the notebook's process"
+    )
     crop_scale: list[float] = Field([0.9, 1.0], min_length=2, max_length=2, description="random crop, share of area")
     corpus: str = Field("names", min_length=1, description="names, a WordNet dict folder, or a text file")
+    corpus_words: int = Field(0, ge=0, description="corpus words kept, drawn with the data seed; 0 = all")
     quantile: float = Field(0.95, ge=0, le=1, description="NegMine: quantile of the similarities to the ID names")
     keep: float = Field(0.15, gt=0, le=1, description="NegMine: share of the candidates kept")
     groups: int = Field(1, ge=1, description="groups of negative labels")
@@ -107,6 +110,9 @@ class Profile(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU when there is one")
     max_unreadable: float = Field(0.001, ge=0, le=1, description="share of images that may be unreadable")
     bootstrap: int = Field(1000, ge=2, description="bootstrap draws behind each 95 % interval")
+    projections: list[Literal["gap-latitude", "PCA", "UMAP", "DOSNES"]] = Field(
+        ["gap-latitude", "PCA", "UMAP", "DOSNES"], min_length=1, description="maps that notebook 03 draws"
+    )
     points: int = Field(1000, ge=10, description="points drawn on the sphere")
     minutes: dict[str, float] = Field({}, description="expected minutes of each notebook, by its number")
     timeout_minutes: float = Field(60.0, gt=0, description="wall-clock limit of one notebook, minutes")

@@ -66,31 +66,6 @@ def _jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def _run(job: dict[str, Any], studies: dict[str, Any]) -> None:
-    """One fine-tuning; studies already loaded for an earlier one are used again."""
-    from . import data, embeddings, models, training
-    from .run import make_profile
-
-    profile, recipe = make_profile(job["profile"], "the job's profile"), training.Recipe(**job["recipe"])
-    wanted = f"{profile.key()}-{recipe.classes}"
-    if wanted not in studies:
-        studies[wanted] = data.load(profile, recipe.classes)
-    study = studies[wanted]
-    model, _, tokenizer = models.load(profile.model, profile.pretrained)
-    training.fine_tune(
-        model,
-        tokenizer,
-        study.train,
-        embeddings.prompts(profile.prompt, study.class_names),
-        recipe,
-        job["folder"],
-        device=profile.device,
-        save_every=job["save_every"],
-        workers=profile.workers,
-        max_unreadable=profile.max_unreadable,
-    )
-
-
 def _end_with_parent() -> None:
     """End this process when standard input closes: whoever started it is gone, however it went."""
 
@@ -122,9 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if device != "cpu":
                 torch.cuda.set_device(device)
             torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl")
+        from . import training
+
         studies: dict[str, Any] = {}
         for job in jobs:
-            _run(job, studies)
+            training.run_job(job, studies)
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -589,6 +589,31 @@ def fine_tune_many(
     return places
 
 
+def run_job(job: dict[str, Any], studies: dict[str, Any]) -> None:
+    """One fine-tuning as ``fine_tune_many`` describes it in a job file; ``studies`` keeps what earlier jobs loaded."""
+    from . import data
+    from .run import make_profile
+
+    profile, recipe = make_profile(job["profile"], "the job's profile"), Recipe(**job["recipe"])
+    wanted = f"{profile.key()}-{recipe.classes}"
+    if wanted not in studies:
+        studies[wanted] = data.load(profile, recipe.classes)
+    study = studies[wanted]
+    model, _, tokenizer = models.load(profile.model, profile.pretrained)
+    fine_tune(
+        model,
+        tokenizer,
+        study.train,
+        prompts(profile.prompt, study.class_names),
+        recipe,
+        job["folder"],
+        device=profile.device,
+        save_every=job["save_every"],
+        workers=profile.workers,
+        max_unreadable=profile.max_unreadable,
+    )
+
+
 def _known_done(recipe: Recipe, place: Path, profile: Profile, study: Study | None, model: nn.Module | None) -> bool:
     if study is None or model is None or recipe.classes:
         return False
@@ -614,12 +639,18 @@ def _start_lane(number: int, files: list[Path], profile: Profile, folder: Path) 
 def _run_lanes(
     pending: list[tuple[str, Recipe]], profile: Profile, folder: Path, save_every: int, progress: bool
 ) -> None:
-    files = folder / "jobs"
+    files, described = folder / "jobs", []
+    for tag, recipe in pending:
+        job = {"profile": profile.model_dump(mode="json"), "recipe": dataclasses.asdict(recipe)}
+        described.append(job | {"folder": str((folder / tag).resolve()), "save_every": save_every})
+    if profile.parallel == 0:
+        studies: dict[str, Any] = {}
+        for job in described:
+            run_job(job, studies)
+        return
     with _writing(folder):
         files.mkdir(parents=True, exist_ok=True)
-        for tag, recipe in pending:
-            job = {"profile": profile.model_dump(mode="json"), "recipe": dataclasses.asdict(recipe)}
-            job |= {"folder": str((folder / tag).resolve()), "save_every": save_every}
+        for (tag, _), job in zip(pending, described, strict=True):
             (files / f"{tag}.json").write_text(json.dumps(job))
     alone = profile.processes > 1 or resolve_device(profile.device) != "cpu"
     count = 1 if alone else max(1, min(profile.parallel, len(pending)))

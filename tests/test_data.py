@@ -20,7 +20,7 @@ def _profile(**values) -> SimpleNamespace:
     defaults = {
         "data": "glyphs", "data_root": "", "ood_roots": {}, "ood_groups": {}, "id_classes": 20, "id_views": 1,
         "ood_images": 30, "train_images": 0, "data_seed": 0, "model": "RN50", "pretrained": "random",
-        "crop_scale": [0.9, 1.0], "corpus": "names",
+        "crop_scale": [0.9, 1.0], "corpus": "names", "corpus_words": 0,
     }  # fmt: skip
     return SimpleNamespace(**(defaults | values))
 

@@ -77,7 +77,7 @@ def test_only_the_exact_map_draws_the_gap(folder: Path, results: dict) -> None:
     found = results["03_hypersphere"]
     assert found["gap error gap-latitude"] < 0.15 < found["gap error PCA"]
     errors = pd.read_parquet(folder / "tables" / "picture_errors.parquet")
-    assert len(errors) == 8 and errors.notna().all().all()
+    assert len(errors) == 6 and errors.notna().all().all()
     page = (folder / "figures" / "globe.html").read_text()
     assert "plotly" in page.lower() and 'src="http' not in page
 
