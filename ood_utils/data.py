@@ -154,7 +154,7 @@ def _unseen_sets(most: int, pool: np.ndarray, seed: int) -> dict[str, ImageSet]:
         y, x = (int(rng.integers(0, length - size)) for length in photo.shape[:2])
         patch = Image.fromarray(photo[y : y + size, x : x + size]).resize((glyphs.SIDE, glyphs.SIDE), 3)
         patches.append(np.asarray(patch))
-        names.append(f"{Path(photos.filenames[which]).stem} · patch {x},{y} of {size} px")
+        names.append(f"photograph of {Path(photos.filenames[which]).stem} · patch {x},{y} of {size} px")
     pixels = torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2).float() / 127.5 - 1
     dataset = torch.utils.data.TensorDataset(pixels, torch.full((len(pixels),), -1))
     labels = np.full(len(names), -1, dtype=np.int64)

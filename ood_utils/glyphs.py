@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
+import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -155,32 +157,32 @@ def _font_paths() -> list[Path]:
     return paths
 
 
-def _cache_file() -> Path:
+def _cache_folder() -> Path:
     """Where the drawings are kept between processes; named by all that decides them."""
     import PIL
 
     sizes = [path.stat().st_size for path in _font_paths()]
     deciding = [PIL.__version__, unicodedata.unidata_version, CANVAS, EM, FACES, sizes]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ood_utils"
-    return folder / f"glyphs-{hashlib.sha256(repr(deciding).encode()).hexdigest()[:16]}.npz"
+    return folder / f"glyphs-{hashlib.sha256(repr(deciding).encode()).hexdigest()[:16]}"
 
 
 def _drawn() -> dict[str, np.ndarray]:
-    """The rendered arrays, from the cache where it can be read, else drawn anew (and kept where it can be written)."""
-    path = _cache_file()
+    """The rendered arrays, mapped from the cache (80 MB, shared by all processes), else drawn anew and kept if possible."""
+    folder = _cache_folder()
     try:
-        with np.load(path) as kept:
-            return {name: kept[name] for name in ("codepoint", "face", "alphas")}
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("codepoint", "face", "alphas")}
     except Exception:  # missing, truncated by a full disk, or foreign: drawing again costs seconds and is always right
         drawn = _render()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}.part")
-        with aside.open("wb") as file:
-            np.savez_compressed(file, **drawn)
-        os.replace(aside, path)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=folder.parent))
+        for name, array in drawn.items():
+            np.save(aside / f"{name}.npy", array)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
     except OSError:
-        pass  # a read-only home costs every process the rendering, nothing else
+        pass  # a read-only home or a full disk costs every process the rendering, nothing else
     return drawn
 
 

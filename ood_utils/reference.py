@@ -24,7 +24,7 @@ STUB = (
 
 
 def headline_table(folder: Path) -> str:
-    """The headline table as Markdown: FPR95 (ID positive) / AUROC in percent, with 95 % intervals, per set and method."""
+    """As Markdown: per set and method FPR95 (ID positive) with its interval / AUROC in percent; then what was found."""
     import pandas as pd
 
     frame = pd.read_csv(folder / "tables" / "headline.csv")
@@ -38,7 +38,10 @@ def headline_table(folder: Path) -> str:
             cells.append(f"{fpr[0]:.1f} [{fpr[1]:.1f}, {fpr[2]:.1f}] / {100 * row['auroc']:.1f}")
         bold = "**" if rows["average"].iloc[0] else ""
         lines.append(f"| {bold}{name}{bold} | {group} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    claims = pd.read_csv(folder / "tables" / "claims.csv")
+    return "\n".join(
+        [*lines, "", "Does the paper's order, CMA < FLYP < zero-shot in FPR95, hold here?", "", *claims["claim"]]
+    )
 
 
 def update_readme(readme: Path, folder: Path) -> None:

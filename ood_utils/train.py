@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="steps between states")
     parser.add_argument("--deterministic", action="store_true", help="deterministic CUDA kernels: resume to the bit")
     parser.add_argument("--job", nargs="+", type=Path, help=argparse.SUPPRESS)  # files of training.fine_tune_many
+    parser.add_argument("--forks", type=int, default=1, help=argparse.SUPPRESS)  # jobs at a time, one process each
     parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)  # end when standard input closes
     return parser
 
@@ -77,6 +80,53 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def _forked(jobs: list[dict[str, Any]], forks: int, watch: bool) -> int:
+    """Take the jobs ``forks`` at a time in forks of this process, which has loaded everything; the worst exit status.
+
+    Forks share the pages of the libraries and the data. Safe here: torch has run nothing yet and has one thread.
+    """
+    from . import training
+
+    studies: dict[str, Any] = {}
+    for job in jobs:
+        training.study_of(job, studies)
+    children = []
+    for number in range(forks):
+        if not (child := os.fork()):
+            status = 1
+            try:
+                if watch:
+                    _end_with_parent()
+                status = _take(jobs[number::forks], studies)
+            except Exception:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
+        children.append(child)
+    worst = 0
+    while children and not worst:
+        ended, state = os.wait()
+        children.remove(ended)
+        worst = 128 + state if os.WIFSIGNALED(state) else os.waitstatus_to_exitcode(state)
+    for child in children:  # one has failed: the others stop, resumable
+        os.kill(child, signal.SIGTERM)
+    return worst
+
+
+def _take(jobs: list[dict[str, Any]], studies: dict[str, Any]) -> int:
+    """Run the jobs in turn; 2 for a user's mistake, said on standard error."""
+    from . import training
+
+    try:
+        for job in jobs:
+            training.run_job(job, studies)
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if all is finished, 2 for a user's mistake (one sentence on standard error)."""
     options = _parser().parse_args(argv)
@@ -97,18 +147,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             if device != "cpu":
                 torch.cuda.set_device(device)
             torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl")
-        from . import training
-
-        studies: dict[str, Any] = {}
-        for job in jobs:
-            training.run_job(job, studies)
+        if options.forks > 1:
+            return _forked(jobs, options.forks, options.watch)
+        return _take(jobs, {})
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
     finally:
         if distributed and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    return 0
 
 
 if __name__ == "__main__":

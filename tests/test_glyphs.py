@@ -27,11 +27,11 @@ def test_rendering_is_deterministic(monkeypatch: pytest.MonkeyPatch, tmp_path) -
 def test_a_broken_cache_is_drawn_again(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(glyphs, "_render", lambda: {k: np.arange(3) for k in ("codepoint", "face", "alphas")})
-    path = glyphs._cache_file()
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"PK\x03\x04 half a file")
+    folder = glyphs._cache_folder()
+    folder.mkdir(parents=True)
+    (folder / "codepoint.npy").write_bytes(b"half a file")
     assert np.array_equal(glyphs._drawn()["face"], np.arange(3))
-    assert np.load(path)["face"].tolist() == [0, 1, 2]
+    assert np.load(folder / "face.npy").tolist() == [0, 1, 2] and len(list(folder.parent.iterdir())) == 1
 
 
 def test_id_classes_merge_look_alikes() -> None:

@@ -75,7 +75,7 @@ def test_alignment_closes_the_gap_more_the_larger_lam_is(folder: Path, results: 
 
 def test_only_the_exact_map_draws_the_gap(folder: Path, results: dict) -> None:
     found = results["03_hypersphere"]
-    assert found["gap error gap-latitude"] < 0.15 < found["gap error PCA"]
+    assert found["gap error gap-latitude"] < 0.15 < found["gap error DOSNES"]
     errors = pd.read_parquet(folder / "tables" / "picture_errors.parquet")
     assert len(errors) == 6 and errors.notna().all().all()
     page = (folder / "figures" / "globe.html").read_text()
