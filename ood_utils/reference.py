@@ -6,6 +6,8 @@ parquet. The README's headline table is written from it, between two marks.
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import shutil
 import sys
@@ -15,12 +17,37 @@ from . import run as runs
 from .errors import UserError
 
 LIMIT = 3_000_000  # bytes in all
-KEPT = ("index.html", "run.json", "notebooks/*.html", "figures/*.png", "tables/*.csv", "results/*.json")
+KEPT = ("index.html", "run.json", "notebooks/*.html", "figures/*.png", "tables/*.csv", "results/0*.json")
 MARKS = ("<!-- headline: written by ood_utils.reference -->", "<!-- end of headline -->")
 STUB = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Left out</title><p>The interactive globe (5 MB) is left out of '
     "the committed run; <code>make reproduce</code> writes it.</p></html>\n"
 )
+EMBEDDED = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=\s]+")
+
+
+def _smaller(png: bytes) -> bytes:
+    """The picture with 48 colours: half of the bytes, and a chart needs no more."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as full:
+        full.convert("RGB").quantize(48, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def _copy(path: Path, place: Path) -> None:
+    """A file of the run, its pictures made smaller where they are figures or stand in a notebook's page."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        place.write_bytes(_smaller(path.read_bytes()))
+    elif path.parent.name == "notebooks":
+        page = EMBEDDED.sub(
+            lambda found: base64.b64encode(_smaller(base64.b64decode(found[0]))).decode(), path.read_text()
+        )
+        place.write_text(page)
+    else:
+        shutil.copyfile(path, place)
 
 
 def headline_table(folder: Path) -> str:
@@ -61,9 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"run {source} is not done; finish it with `make reproduce` first")
     shutil.rmtree(target, ignore_errors=True)
     for path in sorted(p for pattern in KEPT for p in source.glob(pattern)):
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
+        _copy(path, target / path.relative_to(source))
     for path in source.glob("figures/*.html"):
         runs.atomic_write(target / path.relative_to(source), STUB)
     size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())

@@ -1,0 +1,63 @@
+"""The committed run is small, whole, and what the README quotes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ood_utils import reference, run
+from ood_utils.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run "mine" of one set, and a README with marks."""
+    folder = tmp_path / "outputs" / "mine"
+    for name in ("notebooks", "figures", "tables", "results", "checkpoints"):
+        (folder / name).mkdir(parents=True)
+    record = {"schema_version": run.SCHEMA_VERSION, "status": "done", "notebooks": {}}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "index.html").write_text("report")
+    (folder / "figures" / "globe.html").write_text("plotly" * 1_000_000)
+    (folder / "checkpoints" / "w.safetensors").write_text("weights")
+    row = {"set": "arrows", "group": "far", "average": False, "method": "CMA", "auroc": 0.987}
+    pd.DataFrame([row | {"fpr95_id": 0.1234, "fpr95_id_low": 0.1, "fpr95_id_high": 0.15}]).to_csv(
+        folder / "tables" / "headline.csv", index=False
+    )
+    pd.DataFrame({"claim": ["- **far**: the order holds."]}).to_csv(folder / "tables" / "claims.csv", index=False)
+    (tmp_path / "README.md").write_text(f"# Title\n{reference.MARKS[0]}\nstale text\n{reference.MARKS[1]}\nend\n")
+    monkeypatch.setattr(run, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    return tmp_path / "outputs"
+
+
+def test_a_run_is_copied_without_its_bulk_and_quoted(outputs: Path) -> None:
+    reference.main(["mine"])
+    kept = {str(p.relative_to(outputs / "reference")) for p in (outputs / "reference").rglob("*") if p.is_file()}
+    assert kept == {"index.html", "run.json", "figures/globe.html", "tables/headline.csv", "tables/claims.csv"}
+    text = (outputs.parent / "README.md").read_text()
+    assert "| arrows | far | 12.3 [10.0, 15.0] / 98.7 |" in text and "stale" not in text and text.endswith("end\n")
+    assert "the order holds" in text
+
+
+def test_an_unfinished_or_large_run_is_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "LIMIT", 100)
+    with pytest.raises(UserError, match="MB, more than"):
+        reference.main(["mine"])
+    record = json.loads((outputs / "mine" / "run.json").read_text()) | {"status": "failed"}
+    (outputs / "mine" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="not done"):
+        reference.main(["mine"])
+
+
+def test_the_readme_quotes_the_committed_run() -> None:
+    folder = ROOT / "outputs" / "reference"
+    assert reference.headline_table(folder) in (ROOT / "README.md").read_text()
+    assert (folder / "figures" / "headline.png").exists() and (folder / "index.html").exists()
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= reference.LIMIT
+    assert json.loads((folder / "run.json").read_text())["provenance"]["commit"]
