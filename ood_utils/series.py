@@ -23,7 +23,13 @@ from . import run as runs
 from .errors import UserError
 from .run import PACKAGE, Profile, hash_of, now
 
-NOT_IN_NOTEBOOKS = {"series.py", "report.py", "reference.py", "check.py", "__main__.py"}  # they cannot change a notebook's result
+NOT_IN_NOTEBOOKS = {
+    "series.py",
+    "report.py",
+    "reference.py",
+    "check.py",
+    "__main__.py",
+}  # they cannot change a notebook's result
 KEPT = ("figures", "tables", "results", "checkpoints")  # embeddings are caches keyed by their content
 READ_BY_OTHERS = ("tables/", "results/", "checkpoints/")
 WHY = {
