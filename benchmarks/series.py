@@ -35,13 +35,16 @@ def reproduce(profile: str, outputs: str) -> tuple[float, float]:
 
 
 def measure(profile: str, scale: float = 1.0) -> list[Row]:
-    """Rows of the series for one profile, run in an empty outputs folder."""
+    """Rows of the series for one profile, run in an empty outputs folder (OOD_OUTPUTS, or a temporary one)."""
     command = f"python -m benchmarks series --profile {profile}"
     most_seconds, most_memory = LIMITS.get(profile, (None, None))
-    with tempfile.TemporaryDirectory() as outputs:
+    with tempfile.TemporaryDirectory() as temporary:
+        outputs = os.environ.get("OOD_OUTPUTS") or temporary
+        if (Path(outputs) / profile).exists():
+            raise SystemExit(f"error: {outputs}/{profile} exists; name an empty folder in OOD_OUTPUTS")
         first, memory = reproduce(profile, outputs)
         second, _ = reproduce(profile, outputs)
-        size = sum(path.stat().st_size for path in Path(outputs).rglob("*") if path.is_file())
+        size = sum(path.stat().st_size for path in (Path(outputs) / profile).rglob("*") if path.is_file())
     rows = [
         ("whole series, first call", first, "s", f"value <= {most_seconds}" if most_seconds else ""),
         ("peak memory, all processes", memory, "GB", f"value <= {most_memory}" if most_memory else ""),

@@ -397,11 +397,11 @@ def seed_everything(seed: int) -> None:
 
 
 def progress(iterable: Iterable | None = None, total: int | None = None, desc: str = "") -> Any:
-    """tqdm: a live bar on a terminal; elsewhere plain text, at most one update every 5 seconds."""
+    """tqdm, from the third second on: a live bar on a terminal, elsewhere plain text every 5 seconds at most."""
     from tqdm import tqdm
 
     stream, interval = (sys.stderr, 0.1) if sys.stderr.isatty() else (sys.stdout, 5)
-    return tqdm(iterable, total=total, desc=desc, file=stream, mininterval=interval)
+    return tqdm(iterable, total=total, desc=desc, file=stream, mininterval=interval, delay=3)
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
