@@ -163,7 +163,11 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "OOD_OUTPUTS"}
     environment |= {"OOD_ROOT": str(tmp_path), "PYTHONPATH": str(runs.PACKAGE.parent)}
     command = [sys.executable, "-m", "ood_utils", "run"]
-    first = subprocess.Popen(command, env=environment, cwd="/", stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        command, env=environment, cwd="/", stderr=subprocess.PIPE, text=True,
+        # a shell that starts its jobs in the background hands down an ignored SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while not mark.exists() and first.poll() is None:
         time.sleep(0.1)
     first.send_signal(signal.SIGINT)
