@@ -251,5 +251,10 @@ def test_root_does_not_depend_on_the_working_directory(tmp_path):
 
 def test_progress_is_plain_text_off_a_terminal(capsys):
     assert list(runs.progress(range(3), desc="encode")) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")  # too short to be worth a bar
+    bar = runs.progress(total=3, desc="encode")
+    bar.start_t, bar.last_print_t = bar.start_t - 10, bar.last_print_t - 10  # as if ten seconds had gone by
+    bar.update(3)
     said = capsys.readouterr()
-    assert "encode" in said.out and not said.err
+    assert "encode" in said.out and "3/3" in said.out and not said.err
+    bar.close()
