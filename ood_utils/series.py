@@ -1,4 +1,4 @@
-"""The series: every notebook in a process of its own; what is done, and only the runner says it, is not done again."""
+"""The series: what must run, in order; what is done, and only the runner says it, is not done again."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,10 +17,13 @@ from typing import Any
 
 from . import run as runs
 from .errors import UserError
+from .execution import Executor
 from .run import PACKAGE, Profile, hash_of, now
 
 NOT_IN_NOTEBOOKS = {
     "series.py",
+    "execution.py",
+    "kernels.py",
     "report.py",
     "reference.py",
     "check.py",
@@ -57,6 +56,22 @@ class Notebook:
     def name(self) -> str:
         """File name without the ending, such as 01_modality_gap."""
         return self.path.stem
+
+    def imports(self) -> set[str]:
+        """The modules that its code imports, by their full names."""
+        nodes = [node for cell in self.code for node in ast.walk(_parse(cell))]
+        plain = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+        parts = {
+            (n.module, alias.name) for n in nodes if isinstance(n, ast.ImportFrom) and n.module for alias in n.names
+        }
+        return plain | {f"{module}.{name}" if module == PACKAGE.name else module for module, name in parts}
+
+
+def _parse(source: str) -> ast.Module:
+    """A cell's syntax tree without its magics; empty where there is a fault, which its execution will name."""
+    with suppress(SyntaxError):
+        return ast.parse("\n".join(line for line in source.splitlines() if not line.startswith(("%", "!"))))
+    return ast.Module([], [])
 
 
 # --- what there is and what must run ---------------------------------------------------------------------------------
@@ -222,14 +237,16 @@ def run_series(
     with _sole_user(folder):
         record = _open_record(folder, force) or runs.new_record(name, profile, values, changes or {}, {})
         inputs = Inputs(values, series, package)
-        job = _Job(folder, record, profile, changes or {}, values, (timeout or values.timeout_minutes) * 60)
         try:
-            for notebook in chosen:
-                reason = "--force" if force else inputs.reason(notebook, record, folder)
-                if reason:
-                    job.run(notebook, reason, inputs)
-                else:
-                    print(f"{notebook.name}: done already, nothing changed")
+            with Executor(folder.parent, sorted({name for n in chosen for name in n.imports()})) as executor:
+                limit = (timeout or values.timeout_minutes) * 60
+                job = _Job(folder, record, profile, changes or {}, values, limit, executor)
+                for notebook in chosen:
+                    reason = "--force" if force else inputs.reason(notebook, record, folder)
+                    if reason:
+                        job.run(notebook, reason, inputs)
+                    else:
+                        print(f"{notebook.name}: done already, nothing changed")
         finally:
             _finish(folder, record, inputs)
     return folder
@@ -317,6 +334,7 @@ class _Job:
     changes: dict[str, Any]
     values: Profile
     limit: float
+    executor: Executor
     facts: dict[str, Any] | None = None
 
     def run(self, notebook: Notebook, reason: str, inputs: Inputs) -> None:
@@ -373,7 +391,7 @@ class _Job:
         line = _Line(notebook, self.values.expected_seconds(notebook.name), reason)
         error: dict[str, Any] | None = {"kind": "KeyboardInterrupt"}
         try:
-            error, peak = execute(notebook.path, partial, parameters, self.limit, self.folder.parent, line.show)
+            error, peak = self.executor.execute(notebook.path, partial, parameters, self.limit, line.show)
         finally:
             line.close("failed" if error else "done")
             if error and partial.is_file():
@@ -447,197 +465,3 @@ class _Line:
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
-
-
-# --- one notebook in a process ---------------------------------------------------------------------------------------
-
-
-def execute(
-    notebook: Path,
-    output: Path,
-    parameters: dict[str, Any],
-    limit: float,
-    outputs: Path,
-    show: Any = lambda cell, of: None,
-) -> tuple[dict[str, Any] | None, int]:
-    """Execute a notebook with papermill in a subprocess, with a wall-clock limit in seconds.
-
-    The kernel is this very interpreter whatever kernels are installed, the working directory the project's root.
-    Every process it leaves behind is ended. Returns (None or the error, peak resident memory in MiB).
-    """
-    token = uuid.uuid4().hex
-    with tempfile.TemporaryDirectory(prefix="ood-") as name:
-        aside = Path(name)
-        spec = {"input": str(notebook), "output": str(output), "parameters": parameters, "cwd": str(runs.ROOT)}
-        (aside / "spec.json").write_text(json.dumps(spec))
-        with open(aside / "log", "wb") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "ood_utils.series", name],
-                cwd=runs.ROOT,
-                env=_environment(aside, outputs, token),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches the runner alone, which then ends the child in order
-            )
-        try:
-            return _watch(child, aside, limit, show)
-        finally:
-            _end(token)
-            child.wait()
-
-
-def _environment(aside: Path, outputs: Path, token: str) -> dict[str, str]:
-    """The child's environment: its own kernel list, nothing of the user's IPython, this package on the path."""
-    kernel = aside / "kernels" / "python3"
-    kernel.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "python3", "language": "python"}))
-    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
-    paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return environment | {
-        "JUPYTER_PATH": str(aside),
-        "JUPYTER_RUNTIME_DIR": str(aside / "runtime"),
-        "IPYTHONDIR": str(aside / "ipython"),
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONHASHSEED": "0",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm.auto of other packages would like ipywidgets
-        "OOD_ROOT": str(runs.ROOT),
-        "OOD_OUTPUTS": str(outputs),
-        "OOD_RUNNER": "1",
-        "OOD_TOKEN": token,
-    }
-
-
-def _watch(child: subprocess.Popen, aside: Path, limit: float, show: Any) -> tuple[dict[str, Any] | None, int]:
-    """Follow a child to its end or the limit. Its success counts only if it says so itself."""
-    begun, peak, turn, at = time.monotonic(), 0, 0, {"cell": 0, "of": 0, "line": ""}
-    while True:
-        ended = child.poll() is not None
-        for event in _events(aside):
-            if event.get("end"):
-                return event["error"], peak
-            at = event
-        if ended:
-            log = (aside / "log").read_text(errors="replace").splitlines()[-12:]
-            fault = f"its process ended with status {child.returncode} (killed: out of memory?)"
-            return {"kind": "ProcessDied", "message": fault, "tail": log, **at}, peak
-        if time.monotonic() - begun > limit:
-            fault = f"time-out after {limit / 60:.3g} minutes; give more with --timeout"
-            return {"kind": "TimeOut", "message": fault, **at}, peak
-        show(at["cell"], at["of"])
-        if turn % 10 == 0:
-            peak = max(peak, _memory(child.pid))
-        turn += 1
-        time.sleep(0.2)
-
-
-def _events(aside: Path) -> list[dict[str, Any]]:
-    with suppress(FileNotFoundError):
-        lines = (aside / "events").read_text().split("\n")[:-1]  # what has no line end yet is being written
-        return [json.loads(line) for line in lines]
-    return []
-
-
-def _memory(pid: int) -> int:
-    """MiB resident in a process and all below it; pages that several share count once where the system tells (Linux)."""
-    import psutil
-
-    total = 0
-    with suppress(psutil.Error):
-        parent = psutil.Process(pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            with suppress(psutil.Error):
-                memory = process.memory_full_info()
-                total += getattr(memory, "pss", memory.rss)
-    return total // 2**20
-
-
-def _end(token: str) -> None:
-    """End every process that carries the token: kernel, training processes, whoever their parent is by now."""
-    import psutil
-
-    for _ in range(3):  # one may have been starting another
-        marked = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
-                if process.pid != os.getpid() and process.environ().get("OOD_TOKEN") == token:
-                    marked.append(process)
-        if not marked:
-            return
-        for act, patience in (("terminate", 3), ("kill", 3)):
-            for process in marked:
-                with suppress(psutil.Error):
-                    getattr(process, act)()
-            _, marked = psutil.wait_procs(marked, timeout=patience)
-
-
-def _child(aside: Path) -> None:
-    """The subprocess: execute the notebook that spec.json names, tell every cell and the end in `events`."""
-    parent = os.getppid()
-
-    def follow() -> None:  # a runner killed with -9 takes the kernel with it
-        while os.getppid() == parent:
-            time.sleep(1)
-        _end(os.environ["OOD_TOKEN"])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-    spec = json.loads((aside / "spec.json").read_text())
-    with open(aside / "events", "w", buffering=1) as events:
-        error = _papermill(spec, lambda event: events.write(json.dumps(event) + "\n"))
-        events.write(json.dumps({"end": True, "error": error}) + "\n")
-    sys.exit(1 if error else 0)
-
-
-def _papermill(spec: dict[str, Any], tell: Any) -> dict[str, Any] | None:
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    source = papermill.iorw.load_notebook_node(spec["input"])
-    at = {"cell": 0, "of": 1 + sum(cell.cell_type == "code" for cell in source.cells), "line": ""}  # 1: injected
-
-    def begin(cell: Any, **_: Any) -> None:
-        if cell.cell_type == "code" and cell.source.strip():
-            at.update(cell=at["cell"] + 1, line=_first_line(cell.source))
-            tell(at)
-
-    try:
-        notebook = papermill.execute_notebook(
-            **{"input_path": spec["input"], "output_path": spec["output"], "parameters": spec["parameters"]},
-            **{"cwd": spec["cwd"], "kernel_name": "python3", "language": "python", "progress_bar": False},
-            on_cell_start=begin,
-        )
-        _coalesce(notebook)
-        papermill.iorw.write_ipynb(notebook, spec["output"])
-    except PapermillExecutionError as fault:
-        rows = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(fault.traceback)).rstrip().splitlines()
-        message = f"{fault.ename}: {fault.evalue}".strip()
-        return {"kind": fault.ename, "message": message.split("\n")[0], "tail": rows[-12:], **at}
-    except DeadKernelError:
-        return {"kind": "DeadKernelError", "message": "the kernel was killed (often: out of memory)", **at}
-    except CellTimeoutError as fault:
-        return {"kind": "CellTimeoutError", "message": str(fault).split("\n")[0], **at}
-    except Exception as fault:  # whatever it is, the runner must hear of it
-        return {"kind": type(fault).__name__, "message": f"{type(fault).__name__}: {fault}", **at}
-    return None
-
-
-def _first_line(source: str) -> str:
-    lines = [line.strip() for line in source.splitlines() if line.strip()]
-    line = next((line for line in lines if not line.startswith("#")), lines[0])
-    return line if len(line) <= 80 else line[:79] + "…"
-
-
-def _coalesce(notebook: Any) -> None:
-    """Keep of each progress line only its last state, as a terminal would show it."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                output.text = re.sub(r"[^\n]*\r(?=[^\n])", "", output.text.replace("\r\n", "\n"))
-
-
-if __name__ == "__main__":
-    _child(Path(sys.argv[1]))

@@ -27,13 +27,13 @@ def notebook(path: Path, *code: str, prose: str = "# 01 - Is it so?", parameters
 
 
 def executor(calls: list[str], writes: dict[str, dict[str, str]], error: dict[str, Any] | None = None) -> Callable:
-    """A stand-in for series.execute: notes the notebook's name and writes its files (path below the run -> text)."""
+    """A stand-in for Executor.execute: notes the notebook's name and writes its files (path below the run -> text)."""
 
-    def execute(source: Path, output: Path, parameters: dict, limit: float, outputs: Path, show: Any = None) -> tuple:
+    def execute(self: Any, source: Path, output: Path, parameters: dict, limit: float, show: Any = None) -> tuple:
         calls.append(source.stem)
         output.write_text(source.read_text())
         for path, text in writes.get(source.stem, {}).items():
-            target = outputs / parameters["run"] / path
+            target = self.outputs / parameters["run"] / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text)
         return error, 1

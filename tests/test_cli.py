@@ -9,9 +9,10 @@ import pytest
 from fakes import executor, notebook
 
 from ood_utils import __main__ as cli
-from ood_utils import check, series
+from ood_utils import check
 from ood_utils import run as runs
 from ood_utils.errors import UserError
+from ood_utils.execution import Executor
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def world(tmp_path, monkeypatch):
     ],
 )
 def test_mistakes_are_one_sentence_and_status_2(world, capsys, monkeypatch, words, said):
-    monkeypatch.setattr(series, "execute", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr(Executor, "execute", lambda *_: pytest.fail("a kernel was started"))
     assert cli.main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("ood: ") and said in error and error.count("\n") == 1
@@ -71,7 +72,7 @@ def test_values_are_read_by_the_field_s_type(tmp_path, monkeypatch):
 
 def test_run_list_and_report(world, capsys, monkeypatch):
     calls: list[str] = []
-    monkeypatch.setattr(series, "execute", executor(calls, {"01_first": {"results/01_first.json": "{}"}}))
+    monkeypatch.setattr(Executor, "execute", executor(calls, {"01_first": {"results/01_first.json": "{}"}}))
     assert cli.main(["run", "--profile", "glyphs-tiny", "--run", "mine", "-p", "lam=0.5", "seeds=[3]"]) == 0
     assert calls == ["01_first"] and runs.read_record(runs.OUTPUTS / "mine")["parameters"]["seeds"] == [3]
     assert cli.main(["report", "--run", "mine"]) == 0
@@ -84,7 +85,7 @@ def test_run_list_and_report(world, capsys, monkeypatch):
 
 def test_a_failed_notebook_is_status_1_and_an_interrupt_130(world, capsys, monkeypatch):
     monkeypatch.setattr(
-        series, "execute", executor([], {}, {"kind": "X", "message": "it broke", "tail": ["last line"]})
+        Executor, "execute", executor([], {}, {"kind": "X", "message": "it broke", "tail": ["last line"]})
     )
     assert cli.main(["run"]) == 1
     assert "01_first failed: it broke\n    last line" in capsys.readouterr().err
@@ -92,7 +93,7 @@ def test_a_failed_notebook_is_status_1_and_an_interrupt_130(world, capsys, monke
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(series, "execute", interrupt)
+    monkeypatch.setattr(Executor, "execute", interrupt)
     assert cli.main(["run"]) == 130
     assert runs.read_record(runs.OUTPUTS / "glyphs")["notebooks"]["01_first"]["status"] == "interrupted"
 
@@ -128,7 +129,7 @@ def test_check_of_the_paper_lane_says_what_is_missing_and_whence(world, capsys):
     for name in ("imagenet/val/n01440764", "MOS/SUN"):
         (root / name).mkdir(parents=True)
     (root / "MOS" / "SUN" / "1.jpg").touch()
-    assert cli.main(["check", "--profile", "imagenet", "-p", f"data_root={root}"]) == 1
+    assert cli.main(["check", "--profile", "imagenet", "-p", f"data_root={root}", f"corpus={root}/dict"]) == 1
     said = capsys.readouterr().out
     for part in ("1 of 1000 class folders", "138 GB; image-net.org", "0 of 7 image lists", "MIT", "wordnet-base"):
         assert part in said, part

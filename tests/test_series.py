@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import pytest
 from fakes import executor, notebook
 
+from ood_utils import execution, series
 from ood_utils import run as runs
-from ood_utils import series
 from ood_utils.errors import UserError
+from ood_utils.execution import Executor
 
 FIRST = """
 import json, os, sys
@@ -67,7 +68,7 @@ def status(world, name="glyphs-tiny"):
 def calls(world, monkeypatch):
     """Notebooks executed, by a stand-in that writes WRITES."""
     done: list[str] = []
-    monkeypatch.setattr(series, "execute", executor(done, WRITES))
+    monkeypatch.setattr(Executor, "execute", executor(done, WRITES))
     return done
 
 
@@ -142,7 +143,7 @@ def test_a_time_out_ends_every_process(world):
         sleep = staticmethod(time.sleep)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(series, "time", Clock)
+        patch.setattr(execution, "time", Clock)
         with pytest.raises(series.NotebookFailed, match="in code cell 3 of 3, .*: time-out after 0.5 minutes"):
             run(world, timeout=0.5)
     assert status(world) == {"01_first": "failed"}
@@ -233,7 +234,7 @@ def test_versions_decide_too(world, calls, monkeypatch):
 def test_what_an_earlier_notebook_wrote_decides_for_the_later(world, calls, monkeypatch):
     run(world)
     changed = WRITES | {"01_first": {"results/01_first.json": '{"gap": 0.7}'}}
-    monkeypatch.setattr(series, "execute", executor(calls, changed))
+    monkeypatch.setattr(Executor, "execute", executor(calls, changed))
     run(world, only=["01"], force=True)
     assert record(world)["notebooks"]["02_second"]["stale"] == "files that it reads changed"
     assert record(world)["status"] == "partial"
@@ -279,7 +280,7 @@ def test_only_and_force(world, calls):
 
 def test_what_an_older_version_wrote_goes_but_checkpoints_stay(world, calls, monkeypatch):
     folder = run(world)
-    monkeypatch.setattr(series, "execute", executor(calls, {"02_second": {"tables/new.csv": "y\n"}}))
+    monkeypatch.setattr(Executor, "execute", executor(calls, {"02_second": {"tables/new.csv": "y\n"}}))
     run(world, only=["02"], force=True)
     assert sorted(p.name for p in (folder / "tables").iterdir()) == ["new.csv"]
     outputs = record(world)["notebooks"]["02_second"]["outputs"]
@@ -288,12 +289,12 @@ def test_what_an_older_version_wrote_goes_but_checkpoints_stay(world, calls, mon
 
 def test_a_failure_keeps_what_was_there(world, calls, monkeypatch):
     folder = run(world)
-    monkeypatch.setattr(series, "execute", executor(calls, {}, {"kind": "X", "message": "it broke"}))
+    monkeypatch.setattr(Executor, "execute", executor(calls, {}, {"kind": "X", "message": "it broke"}))
     with pytest.raises(series.NotebookFailed, match="01_first failed: it broke"):
         run(world, force=True)
     assert (folder / "figures" / "a.csv").is_file() and (folder / "notebooks" / "01_first.ipynb").is_file()
     assert status(world) == {"01_first": "failed", "02_second": "done"}
-    monkeypatch.setattr(series, "execute", executor(calls, WRITES))
+    monkeypatch.setattr(Executor, "execute", executor(calls, WRITES))
     run(world)  # the same results again: the second has nothing to do
     assert calls[2:] == ["01_first", "01_first"] and record(world)["status"] == "done"
 
@@ -301,11 +302,11 @@ def test_a_failure_keeps_what_was_there(world, calls, monkeypatch):
 def test_checkpoints_of_a_failed_execution_are_kept_and_stay_its_own(world, calls, monkeypatch):
     run(world, only=["01"])
     written = {"02_second": {"checkpoints/cma/model.bin": "w", "checkpoints/lane.log": "x"}}
-    monkeypatch.setattr(series, "execute", executor(calls, written, {"kind": "X", "message": "it broke"}))
+    monkeypatch.setattr(Executor, "execute", executor(calls, written, {"kind": "X", "message": "it broke"}))
     with pytest.raises(series.NotebookFailed):
         run(world)
     trained = dict(WRITES, **{"02_second": {"results/02_second.json": "{}"}})  # and does not train again
-    monkeypatch.setattr(series, "execute", executor(calls, trained))
+    monkeypatch.setattr(Executor, "execute", executor(calls, trained))
     run(world, only=["01"], force=True)
     assert set(record(world)["notebooks"]["01_first"]["outputs"]) == set(WRITES["01_first"])
     run(world)
@@ -318,7 +319,7 @@ def test_checkpoints_of_a_runner_that_was_killed_are_kept(world, calls, monkeypa
     made = record(world)
     made["notebooks"]["02_second"] = {"status": "running"}
     runs.write_record(folder, made)
-    monkeypatch.setattr(series, "execute", executor(calls, {"02_second": {"results/02_second.json": "{}"}}))
+    monkeypatch.setattr(Executor, "execute", executor(calls, {"02_second": {"results/02_second.json": "{}"}}))
     run(world)
     assert "checkpoints/cma/model.bin" in record(world)["notebooks"]["02_second"]["outputs"]
 
@@ -339,7 +340,7 @@ def test_what_only_the_runner_can_say_is_not_believed(world, calls, left, reason
 
 @pytest.fixture
 def no_kernel(monkeypatch):
-    monkeypatch.setattr(series, "execute", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr(Executor, "execute", lambda *_: pytest.fail("a kernel was started"))
 
 
 @pytest.mark.usefixtures("no_kernel")
