@@ -19,8 +19,9 @@ from scipy.special import expit
 from .errors import UserError
 
 SCORES = ("MSP", "MaxLogit", "Energy", "MCM", "NegLabel")
-_ELEMENTS = 2**21  # cosines held at a time (8 MB in float32): enough for full BLAS speed, still in the cache
+_ELEMENTS = 2**22  # cosines held at a time (16 MB in float32): enough for full BLAS speed, still in the cache
 _EXACT_BELOW = 2**34  # multiplications up to which float64 products cost under a second; then they are the default
+_HEAVY = 0.07  # share of a result from which a float32 term is computed again in float64
 _TOLERANCE = 1e-3  # how far a row's length may be from 1
 
 
@@ -74,11 +75,11 @@ def neglabel(
     the device of the images if they are tensors). With ``groups`` > 1 the last M mod groups negatives are dropped,
     then the rest permuted by a CPU generator of its own seeded with ``seed`` and cut into equal groups, as in the
     official code (whose permutation is drawn by the GPU's generator and so differs). Images are streamed: beyond the
-    inputs memory is a few blocks of 8 MB (float64: 16 MB) and one copy of the negatives.
+    inputs memory is a few blocks of 16 MB (float64: 32 MB) and two copies of the texts.
 
-    ``exact``: products in float64 (equal to a float64 reference to 1e-9) or in float32 (off by up to about 2e-5 in
-    log-odds at temperature 0.01, twice as fast); None takes float64 while n (K + M) d <= 2^34 or if the images are
-    float64. Source: Jiang et al. 2024 (arXiv 2403.20078), section 3; ``groups`` = 1 is what CMA uses.
+    ``exact``: products in float64 (equal to a float64 reference to 1e-9), or in float32, centred and with the heavy
+    terms computed again (equal to 1e-6 in log-odds at temperature 0.01, twice as fast); None takes float64 while
+    n (K + M) d <= 2^34 or if the images are float64. Source: Jiang et al. 2024 (arXiv 2403.20078), section 3; ``groups`` = 1 is what CMA uses.
     Raises UserError for empty inputs, different widths, rows that are not unit length within 1e-3 (or NaN), a
     temperature that is not positive, and groups outside [1, M].
     """
@@ -90,15 +91,21 @@ def neglabel(
         raise UserError(
             f"groups is {groups}; choose a number from 1 to {len(negatives)}, the number of negative texts."
         )
-    scale = 1.0 / _positive(temperature)
+    temperature = _positive(temperature)
     kept = len(negatives) - len(negatives) % groups
     if groups > 1:
         order = torch.randperm(kept, generator=torch.Generator().manual_seed(seed))
         negatives = negatives[order.to(negatives.device)]
     dtype = _product_type(images, len(texts) + kept, exact)
-    texts, negatives = (rows.to(images.device, dtype) for rows in (texts, negatives))
+    if dtype == torch.float32:  # a vector taken off every text moves P and N alike, and small products round less
+        centre = torch.cat([texts, negatives]).double().mean(0)
+        texts, negatives = (rows.double() - centre for rows in (texts, negatives))
     step = max(1, _ELEMENTS // (len(texts) + kept))
-    parts = [_log_odds(block.to(dtype), texts, negatives, scale, groups) for block in images.split(step)]
+    sides = [
+        _Side((rows.double() / temperature).to(images.device), dtype, min(step, len(images)), parts)
+        for rows, parts in ((texts, 1), (negatives, groups))
+    ]
+    parts = [_log_odds(block.to(dtype), *sides) for block in images.split(step)]
     return torch.cat(parts).cpu().numpy()
 
 
@@ -135,28 +142,66 @@ def all_scores(
     return scores
 
 
-def _log_odds(
-    images: torch.Tensor, texts: torch.Tensor, negatives: torch.Tensor, scale: float, groups: int
-) -> torch.Tensor:
+def _log_odds(images: torch.Tensor, ours: _Side, theirs: _Side) -> torch.Tensor:
     """Logit of mean_g sigmoid(P - N_g), (n,) float64."""
-    positive = _log_sum_exp((images @ texts.T)[:, None], scale)
-    negative = _log_sum_exp((images @ negatives.T).view(len(images), groups, -1), scale)
-    odds = positive - negative  # (n, groups)
-    if groups == 1:
+    ours.meet(images)
+    theirs.meet(images)
+    if images.dtype != torch.float64:
+        ours.recompute(images, torch.ones_like(ours.total))
+        theirs.recompute(images, _group_weights(ours.log() - theirs.log()))
+    odds = ours.log() - theirs.log()  # (n, groups)
+    if odds.shape[1] == 1:
         return odds[:, 0]
-    log_sigmoid = torch.nn.functional.logsigmoid  # log S and log(1 - S) apart: neither may be 1 minus the other
-    return log_sigmoid(odds).logsumexp(dim=1) - log_sigmoid(-odds).logsumexp(dim=1)
+    inside, outside = _log_sigmoids(odds)
+    return inside.logsumexp(dim=1) - outside.logsumexp(dim=1)
 
 
-def _log_sum_exp(cosines: torch.Tensor, scale: float) -> torch.Tensor:
-    """Log-sum-exp of ``scale`` x ``cosines`` over the last axis, float64; overwrites the cosines.
+def _log_sigmoids(odds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log S and log(1 - S) apart: neither may be computed as 1 minus the other."""
+    return torch.nn.functional.logsigmoid(odds), torch.nn.functional.logsigmoid(-odds)
 
-    The largest cosine is taken off before scaling and the sum runs in float64, so that float32 cosines lose nothing
-    further; torch.logsumexp of float32 logits near 30 would round to 1e-6.
+
+def _group_weights(odds: torch.Tensor) -> torch.Tensor:
+    """How much the logit of mean_g sigmoid(odds_g) moves with each odds_g; (n, groups), 1 for one group."""
+    inside, outside = _log_sigmoids(odds)
+    both = inside.logsumexp(dim=1, keepdim=True) + outside.logsumexp(dim=1, keepdim=True)
+    return (inside + outside - both).exp() * odds.shape[1]
+
+
+class _Side:
+    """The ID texts or the negatives: terms exp(l - top) of a block of images' logits l = c / T, and their sums a group.
+
+    The largest logit and the log of the sum are put together in float64: a float32 near 30 would round to 1e-6. One
+    piece of memory serves every block.
     """
-    top = cosines.amax(dim=-1, keepdim=True)
-    total = cosines.sub_(top).mul_(scale).exp_().sum(dim=-1, dtype=torch.float64)
-    return top.squeeze(-1).double() * scale + total.log()
+
+    def __init__(self, texts: torch.Tensor, dtype: torch.dtype, images: int, groups: int) -> None:
+        self.exact, self.texts, self.groups = texts, texts.to(dtype), groups
+        self.held = self.texts.new_empty(images, len(texts))
+
+    def meet(self, images: torch.Tensor) -> None:
+        """Compute the terms of these images."""
+        logits = torch.mm(images, self.texts.T, out=self.held[: len(images)]).view(len(images), self.groups, -1)
+        top = logits.amax(dim=-1, keepdim=True)
+        self.terms = logits.sub_(top).exp_()
+        self.top, self.total = top.squeeze(-1).double(), self.terms.sum(dim=-1).double()
+
+    def log(self) -> torch.Tensor:
+        """Log-sum-exp of the logits, (n, groups) float64."""
+        return self.top + self.total.log()
+
+    def recompute(self, images: torch.Tensor, weights: torch.Tensor) -> None:
+        """Put float64 logits where a term is more than ``_HEAVY`` of the result; ``weights`` (n, groups).
+
+        The rounding of the many light terms averages out, that of a heavy one does not.
+        """
+        least = _HEAVY * self.total / weights
+        some, part = (least < 1).nonzero(as_tuple=True)  # the largest term is 1: all other rows hold no heavy one
+        found, column = (self.terms[some, part] > least[some, part, None].to(self.terms.dtype)).nonzero(as_tuple=True)
+        row, group = some[found], part[found]
+        exact = (images[row].double() * self.exact[group * self.terms.shape[2] + column]).sum(dim=-1)
+        change = (exact - self.top[row, group]).exp() - self.terms[row, group, column]
+        self.total.index_put_((row, group), change, accumulate=True)
 
 
 def _partition(cosines: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
