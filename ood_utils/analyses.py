@@ -86,7 +86,7 @@ def keep_sweep(
     """Validation AUROC of the zero-shot model by the share of the corpus kept: columns keep, words, auroc."""
     rows = []
     for keep in shares:
-        listed = negatives.select(study, space, profile.model_copy(update={"keep": keep}))
+        listed = negatives.select(study, space, profile.model_copy(update={"keep": keep, "keep_counts": {}}))
         rows.append({"keep": keep, "words": len(listed), "auroc": validation_auroc(space, study, listed, profile)})
     return pd.DataFrame(rows)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -254,26 +255,46 @@ def _images_below(folder: Path, what: str) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
-def _image_list(list_file: Path, root: Path, name: str) -> tuple[list[Path], np.ndarray]:
-    """(paths, labels) of an OpenOOD image list: lines ``relative/path label``."""
+def _list_rows(list_file: Path, name: str) -> list[tuple[str, int]]:
+    """(relative path, label) of every line of an OpenOOD image list; UserError names a line that is not that."""
     if not list_file.is_file():
         raise UserError(f"{name}: image list {list_file} does not exist; get OpenOOD's benchmark_imglist.zip")
-    rows = [line.rsplit(maxsplit=1) for line in list_file.read_text().splitlines() if line.strip()]
+    rows = []
+    for number, line in enumerate(list_file.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            path, label = line.decode().rsplit(maxsplit=1)
+            rows.append((path, int(label)))
+        except ValueError:  # one word only, a label that is no number, or bytes that are no text
+            shown = line[:60].decode(errors="replace")
+            raise UserError(
+                f"{name}: line {number} of image list {list_file} is {shown!r}, not a path and a whole number; "
+                "unpack OpenOOD's benchmark_imglist.zip again"
+            ) from None
+    return rows
+
+
+def _image_list(list_file: Path, root: Path, name: str) -> tuple[list[Path], np.ndarray]:
+    """(paths, labels) of an OpenOOD image list below ``root``; UserError if one of its files is missing."""
+    rows = _list_rows(list_file, name)
     paths = [root / row[0] for row in rows]
     missing = [p for p in paths if not p.is_file()]
     if missing:
         raise UserError(
             f"{list_file} names {len(missing)} missing files, the first {missing[0]}; complete the download"
         )
-    return paths, np.array([int(row[1]) for row in rows])
+    return paths, np.array([row[1] for row in rows], dtype=np.int64)
 
 
 def _class_folders(folder: Path, what: str) -> tuple[list[str], list[Path], np.ndarray]:
-    """(sorted class folder names, image paths, labels) of an ImageFolder layout."""
+    """(sorted class folder names, image paths, labels) of an ImageFolder layout; UserError for a class without one."""
     if not folder.is_dir():
         raise UserError(f"{what}: folder {folder} does not exist; set data_root in the profile")
     names = sorted(p.name for p in folder.iterdir() if p.is_dir())
     files = [_images_below(folder / name, what) for name in names]
+    if void := [name for name, found in zip(names, files, strict=True) if not found]:
+        raise UserError(f"{what}: class folder {folder / void[0]} holds no image; fill it or move it away")
     labels = np.repeat(np.arange(len(names)), [len(f) for f in files])
     return names, [p for f in files for p in f], labels
 
@@ -356,17 +377,17 @@ def imagenet_wnids() -> list[str]:
     return text.split()
 
 
-def _check_wnids(folder: Path, names: list[str], expected: list[str]) -> None:
+def _check_wnids(folder: Path, names: list[str], expected: list[str], why: str) -> None:
     """The class folders must be exactly the expected wnids: labels are positions in the sorted list."""
     foreign = sorted(set(names) - set(imagenet_wnids()))
     if foreign:
         raise UserError(
             f"{folder} has {len(foreign)} folders that are no ImageNet-1k wnid, first {foreign[0]!r}; move them away"
         )
-    if len(names) != len(expected):
-        gone = sorted(set(expected) - set(names))
+    if gone := sorted(set(expected) - set(names)):
         raise UserError(
-            f"{folder} has {len(names)} class folders, not {len(expected)}; missing for one {gone[0] if gone else '?'}"
+            f"{folder} has {len(names)} class folders, not {len(expected)} ({why}); complete it, "
+            f"{gone[0]!r} is missing for one"
         )
 
 
@@ -374,7 +395,7 @@ def _imagenet_study(profile: Profile, classes: int) -> Study:
     """ImageNet-1k with the MOS and OpenOOD v1.5 sets below ``data_root`` (layout: docs/DATA.md).
 
     Where OpenOOD's lists are present, its 5,000 validation images are id_val and the other 45,000 id_test, so that
-    no choice touches a test image; ``id_classes`` > 0 takes the first that many wnids found (for small copies).
+    no choice touches a test image; ``id_classes`` > 0 draws that many of the wnids found (for small copies).
     """
     from open_clip import IMAGENET_CLASSNAMES
 
@@ -388,9 +409,16 @@ def _imagenet_study(profile: Profile, classes: int) -> Study:
     wnids = imagenet_wnids()
     names, paths, labels = _class_folders(root / "imagenet/train", "ImageNet train")
     val_names, val_paths, val_labels = _class_folders(root / "imagenet/val", "ImageNet val")
-    wanted = wnids if not profile.id_classes else names
+    wanted, why = wnids, "id_classes = 0 takes all"
+    if profile.id_classes:
+        wanted, why = sorted({*names, *val_names} & set(wnids)), "train and val together"
     for folder, found in ((root / "imagenet/train", names), (root / "imagenet/val", val_names)):
-        _check_wnids(folder, found, wanted)
+        _check_wnids(folder, found, wanted, why)
+    if len(names) < profile.id_classes:
+        raise UserError(
+            f"{root / 'imagenet/train'} has {len(names)} class folders, fewer than id_classes = {profile.id_classes}; "
+            "complete train and val, or lower id_classes"
+        )
     kept = _subset(len(names), classes or profile.id_classes, profile.data_seed)
     chosen = np.isin(labels, kept)
     train = [p for p, c in zip(paths, chosen, strict=True) if c]
@@ -411,10 +439,10 @@ def _imagenet_study(profile: Profile, classes: int) -> Study:
         files = _image_list(lists / listed, root / folder, name)[0] if listed else _images_below(root / folder, name)
         files = [files[i] for i in _subset(len(files), profile.ood_images, profile.data_seed)]
         ood[name] = _files_set(name, group, root / folder, files, None, view, None)
-    position = {w: i for i, w in enumerate(wnids)}
+    position, chosen_wnids = {w: i for i, w in enumerate(wnids)}, [names[i] for i in kept]
     return Study(
         class_names=[IMAGENET_CLASSNAMES[position[names[i]]] for i in kept],
-        synonyms=[[] for _ in kept],
+        synonyms=words.synonyms(profile.corpus, chosen_wnids) if Path(profile.corpus).is_dir() else [[] for _ in kept],
         train=train_set,
         id_val=id_sets["id_val"],
         id_test=id_sets["id_test"],
@@ -426,10 +454,7 @@ def _imagenet_study(profile: Profile, classes: int) -> Study:
 
 def _openood_validation(lists: Path, val_paths: list[Path]) -> np.ndarray:
     """Mask of the val images that OpenOOD's val_imagenet.txt names (5,000 of 50,000)."""
-    list_file = lists / "val_imagenet.txt"
-    if not list_file.is_file():
-        raise UserError(f"image list {list_file} does not exist; get OpenOOD's benchmark_imglist.zip")
-    held = {Path(line.split()[0]).name for line in list_file.read_text().splitlines() if line.strip()}
+    held = {Path(path).name for path, _ in _list_rows(lists / "val_imagenet.txt", "id_val")}
     return np.array([p.name in held for p in val_paths])
 
 
@@ -452,7 +477,7 @@ def _whole_corpus(profile: Profile, names: list[tuple[str, str]] | None) -> list
         return [(name, "noun") for name in sorted(set(IMAGENET_CLASSNAMES))]
     path = Path(profile.corpus).expanduser()
     if path.is_dir():
-        return words.wordnet(path)
+        return words.conjugate(words.wordnet(path, words.CSP_LEFT_OUT)) if profile.conjugated else words.wordnet(path)
     if not path.is_file():
         raise UserError(f"corpus {profile.corpus!r} is neither 'names', a WordNet dict folder nor a text file")
     return [(word, "noun") for word in sorted({line.strip() for line in path.read_text().splitlines()} - {""})]
@@ -475,5 +500,11 @@ def picture(image_set: ImageSet, index: int) -> np.ndarray:
 
 
 def examples(image_set: ImageSet, count: int) -> list[np.ndarray]:
-    """``count`` images spread evenly over a set, as ``picture`` gives them."""
-    return [picture(image_set, i) for i in np.linspace(0, len(image_set) - 1, min(count, len(image_set))).astype(int)]
+    """``count`` readable images spread evenly over a set, as ``picture`` gives them."""
+    found = []
+    for start in np.linspace(0, len(image_set) - 1, min(count, len(image_set))).astype(int):
+        for index in range(start, min(start + 10, len(image_set))):
+            with suppress(UnreadableImage):  # counted and listed where the set is embedded
+                found.append(picture(image_set, index))
+                break
+    return found

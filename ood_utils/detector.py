@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_bytes
 from torch import Tensor
 
 from . import models, scores
 from .errors import UserError
+from .run import atomic_write
 
 FORMAT = 1
 
@@ -65,15 +65,17 @@ class Detector:
         return self.score_embeddings(rows.numpy())
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file: the text embeddings, and the rest as metadata. Aside first, then renamed."""
+        """Write one safetensors file: the text embeddings, and the rest as metadata.
+
+        The whole file or nothing; UserError when the disk refuses.
+        """
         facts = {
             "format": FORMAT, "model": self.model, "weights": str(self.weights), "class_names": self.class_names,
             "threshold": self.threshold, "temperature": self.temperature, "groups": self.groups,
         }  # fmt: skip
         tensors = {"class_text": self.class_text, "negative_text": self.negative_text}
-        aside = Path(f"{path}.part")
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, aside, {"detector": json.dumps(facts)})
-        os.replace(aside, path)
+        tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+        atomic_write(path, to_bytes(tensors, {"detector": json.dumps(facts)}))  # save_file has its own disk error
 
     @classmethod
     def load(cls, path: Path) -> Detector:

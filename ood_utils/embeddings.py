@@ -24,7 +24,7 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from . import models, words
+from . import decoding, models, words
 from .errors import UnreadableImage, UserError
 from .run import atomic_write, hash_of, progress
 
@@ -93,10 +93,12 @@ class Tolerant(Dataset):
 
 def collate(
     items: list[tuple[Tensor | None, int, int, str]],
-) -> tuple[Tensor | None, Tensor, list[int], list[tuple[int, str]]]:
-    """(images (b, 3, H, W) or None, labels (b,), keys of these rows, (key, path) of what was unreadable)."""
+) -> tuple[Tensor | list[Tensor] | None, Tensor, list[int], list[tuple[int, str]]]:
+    """(images (b, 3, H, W), a list of undecoded files, or None; labels (b,), keys of these rows, (key, path) of what was unreadable)."""
     good = [item for item in items if item[0] is not None]
-    images = default_collate([item[0] for item in good]) if good else None
+    rows = [item[0] for item in good]
+    alike = len({row.shape for row in rows}) == 1 and rows[0].dtype != torch.uint8
+    images = default_collate(rows) if alike else rows or None  # undecoded files stay a list
     labels = torch.tensor([int(item[1]) for item in good], dtype=torch.long)
     return images, labels, [item[2] for item in good], [(item[2], item[3]) for item in items if item[3]]
 
@@ -134,13 +136,15 @@ def encode_images(
     progress: bool | Any = True,
     unreadable: list[tuple[int, str]] | None = None,
     compile: bool = False,
+    decode: Callable[[list[Tensor], str], list[Tensor | None]] | None = None,
 ) -> np.ndarray:
     """Embeddings of a dataset's images, (n, d) float32 unit rows in the dataset's order.
 
     ``precision``: fp32, bf16 or fp16, of the encoder alone. ``unreadable``: a list that gets (index, path) of every
     image that cannot be decoded; its row is left out. Without the list the first one is a UserError.
     ``progress``: True for a bar, False, or a bar of the caller to be moved on. ``compile``: torch.compile the image
-    tower (pays on a GPU for tens of thousands of images). Raises UserError if CUDA is asked for but absent or if
+    tower (pays on a GPU for tens of thousands of images). ``decode``: the dataset gives files as bytes
+    (``decoding.Undecoded``) and this turns a batch of them into images on the device (``decoding.decoder``). Raises UserError if CUDA is asked for but absent or if
     embeddings are not finite.
     """
     device = resolve_device(device)
@@ -154,6 +158,11 @@ def encode_images(
     half = HALF.get(precision)
     dtype = next(model.visual.parameters()).dtype
     for images, _, keys, lost in loader:
+        if decode is not None and images is not None:
+            pictures = decode(images, device)
+            lost += [(k, dataset.paths[k]) for k, picture in zip(keys, pictures, strict=True) if picture is None]
+            keys = [k for k, picture in zip(keys, pictures, strict=True) if picture is not None]
+            images = torch.stack([picture for picture in pictures if picture is not None]) if keys else None
         bad += lost
         if lost and unreadable is None:
             raise UserError(f"image {lost[0][1]} cannot be read; replace it or pass a list for the unreadable ones")
@@ -263,6 +272,7 @@ class _Cache:
         self.model, self.tokenizer, self.profile, self.folder = model, tokenizer, profile, folder
         self.device = resolve_device(profile.device)
         self.base = [VERSION, models.weights_hash(model), profile.precision, self.device.split(":")[0]]
+        self.base += [profile.decoder] if profile.decoder != "pil" else []  # its pixels differ by a grey level or so
 
     def images(self, chosen: ImageSet, bar: Any) -> tuple[np.ndarray, list[tuple[int, str]]]:
         """(rows, unreadable) of an image set, shard by shard."""
@@ -282,8 +292,12 @@ class _Cache:
         return np.concatenate(rows), unreadable
 
     def _encode(self, chosen: ImageSet, start: int, stop: int, bar: Any) -> tuple[np.ndarray, list[tuple[int, str]]]:
-        profile, lost = self.profile, []
-        part = chosen.dataset if stop - start == len(chosen.dataset) else Subset(chosen.dataset, range(start, stop))
+        profile, lost, decode = self.profile, [], None
+        if profile.decoder == "device" and hasattr(chosen.dataset, "paths"):
+            part: Dataset = decoding.Undecoded(chosen.dataset, start, stop)
+            decode = decoding.decoder(models.preprocess_config(profile.model, profile.pretrained))
+        else:
+            part = chosen.dataset if stop - start == len(chosen.dataset) else Subset(chosen.dataset, range(start, stop))
         rows = encode_images(
             self.model,
             part,
@@ -293,6 +307,8 @@ class _Cache:
             workers=profile.workers,
             progress=bar,
             unreadable=lost,
+            compile=profile.compile,
+            decode=decode,
         )
         return rows, [(start + index, path) for index, path in lost]
 
@@ -319,7 +335,7 @@ def embed(
     """Embed a study with a model, reading from ``folder`` what is already there.
 
     ``sets``: names of the image sets wanted (all of ``study.sets`` by default). Class texts are prompted with
-    ``profile.prompt``, the corpus with ``profile.negative_prompt`` (adjectives with NegLabel's own prompt). Cache
+    ``profile.prompt``, the corpus with ``profile.negative_prompt``, its adjectives with ``profile.adjective_prompt``. Cache
     files are keyed by weights, images or texts, precision and kind of device. Raises UserError for an unknown set,
     more than ``profile.max_unreadable`` unreadable images, embeddings that are not finite, absent CUDA, a folder that
     cannot be written.
@@ -338,7 +354,7 @@ def embed(
     return Space(
         images,
         cache.texts("class_text", prompts(profile.prompt, study.class_names)),
-        cache.texts("corpus_text", words.prompts(study.corpus, profile.negative_prompt)),
+        cache.texts("corpus_text", words.prompts(study.corpus, profile.negative_prompt, profile.adjective_prompt)),
         float(model.logit_scale.detach().exp()),
         unreadable,
     )

@@ -213,6 +213,8 @@ def _papermill(spec: dict[str, Any], manager: type | None, tell: Callable[[dict]
         _coalesce(notebook)
         papermill.iorw.write_ipynb(notebook, spec["output"])
     except PapermillExecutionError as fault:
+        if fault.ename in ("UserError", "UnreadableImage"):  # one sentence says it all
+            return {"kind": fault.ename, "message": str(fault.evalue), "tail": [], **at}
         rows = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(fault.traceback)).rstrip().splitlines()
         message = f"{fault.ename}: {fault.evalue}".strip()
         return {"kind": fault.ename, "message": message.split("\n")[0], "tail": rows[-12:], **at}

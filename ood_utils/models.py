@@ -7,7 +7,8 @@ import hashlib
 import json
 import logging
 import os
-import pickle
+import pickletools
+import warnings
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,8 @@ import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2
-from safetensors import SafetensorError, safe_open
+from open_clip.transformer import QuickGELU, VisionTransformer
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -62,6 +64,33 @@ def transforms(
     return image_transform_v2(config, is_train=True, aug_cfg=augment), image_transform_v2(config, is_train=False)
 
 
+def _is_pickle(path: Path) -> bool:
+    """Whether a file is one whole pickle and nothing after it; its opcodes are read, never run."""
+    try:
+        with warnings.catch_warnings(action="ignore"), path.open("rb") as file:
+            for _ in pickletools.genops(file):
+                pass
+            return not file.read(1)  # torch's own old format goes on after its first pickle
+    except (OSError, ValueError, OverflowError, MemoryError):  # no such opcode, cut short, or an absurd length
+        return False
+
+
+def _unreadable(path: Path, fault: Exception) -> UserError:
+    """What kind of file torch or safetensors could not read, and what to do about it, in one sentence."""
+    if "TorchScript" in str(fault):
+        return UserError(
+            f"weights file {path} is a TorchScript archive (OpenAI's own format), which is code; where you trust it, "
+            f'run torch.save(torch.jit.load("{path}", map_location="cpu").state_dict(), NEW_FILE) and give NEW_FILE'
+        )
+    if "GLOBAL" in str(fault) or _is_pickle(path):
+        return UserError(
+            f"weights file {path} is a pickle of other things than a state dict of tensors, refused because loading it "
+            "could run code; where you trust it, save its state dict alone with torch.save"
+        )
+    reason = f"{type(fault).__name__}: {fault}".splitlines()[0].split(". ")[0][:120]  # less torch's advice to trust it
+    return UserError(f"weights file {path} is truncated or no weights file at all ({reason}); fetch it again")
+
+
 def _weights_from_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(state dict, metadata) of a local file, never unpickling code; UserError if missing, truncated or foreign."""
     if not path.is_file():
@@ -73,27 +102,46 @@ def _weights_from_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
             return load_file(path), metadata
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError) as fault:
-        reason = str(fault).splitlines()[0][:120]
-        raise UserError(
-            f"weights file {path} is truncated or not a plain state dict ({reason}); fetch it again"
-        ) from None
+        with warnings.catch_warnings(action="ignore"):  # torch's own advice on files that are refused anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as fault:  # junk read as a pickle can break torch's reader in any way: KeyError, IndexError, ...
+        raise _unreadable(path, fault) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"weights file {path} is not a state dict of tensors; save one with models.save and use that")
     return {k.removeprefix("module."): v for k, v in state.items()}, {}
 
 
+def _check_activation(model: nn.Module, name: str) -> None:
+    """UserError unless the vision tower was built with the config's activation: the other one's features are wrong."""
+    quick = bool(_config(name).get("quick_gelu", False))
+    tower = model.visual if isinstance(model.visual, VisionTransformer) else model  # a ResNet's ReLU tells nothing
+    if any(isinstance(module, QuickGELU) for module in tower.modules()) != quick:
+        raise UserError(
+            f"model {name!r} was built {'without' if quick else 'with'} QuickGELU against its config; "
+            "install the open_clip_torch of requirements.lock"
+        )
+
+
 def _load_weights(model: nn.Module, path: Path, name: str) -> None:
-    """Strictly load a local file; the architecture and activation recorded in it must be the model's."""
+    """Strictly load a local file; the architecture and activation recorded in it must be the model's.
+
+    A file that does not record its model is OpenAI's, trained with QuickGELU, if its path says "openai" (so does the
+    folder of the Hugging Face cache) or it holds the three numbers that only OpenAI's own archives have.
+    """
     state, metadata = _weights_from_file(path)
+    openai = "input_resolution" in state or "openai" in f"{path.absolute()} {path.resolve()}".lower()
+    state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
     if metadata.get("model", name) != name:
         raise UserError(
             f"weights file {path} was saved from model {metadata['model']!r}, not {name!r}; set model to match"
         )
-    if "openai" in path.name.lower() and not _config(name).get("quick_gelu", False):
-        raise UserError(f"weights file {path} is OpenAI's, trained with QuickGELU; use model {name + '-quickgelu'!r}")
+    twin = f"{name}-quickgelu"
+    if openai and "model" not in metadata and twin in open_clip.list_models():
+        raise UserError(
+            f"weights file {path} is OpenAI's by its path or content, trained with QuickGELU; use model {twin!r}, "
+            'or a path without "openai" if it is not'
+        )
     try:
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     except RuntimeError as fault:
@@ -107,8 +155,8 @@ def load(
     """(model in eval mode, evaluation preprocess, tokenizer), built by open_clip.
 
     ``pretrained``: "builtin" (GlyphCLIP's own weights), "random", a path to safetensors or a state dict, or an
-    open_clip tag. OpenAI weights are refused under a name without QuickGELU (open_clip only warns, and the
-    features are then wrong: mlfoundations/open_clip#771). Raises UserError with the nearest names.
+    open_clip tag. QuickGELU weights (all of OpenAI's) are refused under a name without it (open_clip only warns, and
+    the features are then wrong: mlfoundations/open_clip#771). Raises UserError with the nearest names.
     """
     config = _config(name)
     if name == "GlyphCLIP" and pretrained == "builtin":
@@ -119,9 +167,9 @@ def load(
         raise UserError(
             f"pretrained {pretrained!r} is no tag of model {name!r} and no file{_nearest(pretrained, tags)}"
         )
-    if pretrained == "openai" and not config.get("quick_gelu", False):
-        raise UserError(f"pretrained 'openai' was trained with QuickGELU; use model {name + '-quickgelu'!r}")
     tag = None if is_path or pretrained == "random" else pretrained
+    if tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu") and not config.get("quick_gelu", False):
+        raise UserError(f"pretrained {tag!r} was trained with QuickGELU; use model {name + '-quickgelu'!r}")
     loud = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of random weights although we load them next
     try:
@@ -133,6 +181,7 @@ def load(
         ) from None
     finally:
         logging.getLogger().setLevel(loud)
+    _check_activation(model, name)
     if is_path:
         _load_weights(model, Path(pretrained), name)
     tokenizer = (

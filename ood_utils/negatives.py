@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UserError
+from .run import atomic_write
 from .words import ADJECTIVE, NOUN, prompts
 
 if TYPE_CHECKING:
@@ -127,16 +127,8 @@ class NegativeList:
         return hashlib.sha256(json.dumps(self.prompts, ensure_ascii=True).encode()).hexdigest()
 
     def save(self, path: str | Path) -> Path:
-        """Write as JSON, aside first and then renamed, so that no reader ever sees half a list."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            aside.write_text(json.dumps({**asdict(self), "hash": self.hash}, ensure_ascii=False, indent=1), "utf-8")
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-        return path
+        """Write as JSON, the whole list or nothing; UserError when the disk refuses."""
+        return atomic_write(path, json.dumps({**asdict(self), "hash": self.hash}, ensure_ascii=False, indent=1))
 
     @classmethod
     def load(cls, path: str | Path) -> NegativeList:
@@ -244,10 +236,11 @@ def _id_keys(class_names: Sequence[str], synonyms: Sequence[Sequence[str]] | Non
     return {_key(name) for name in [*class_names, *(s for names in synonyms or () for s in names)]}
 
 
-def select(study: Study, space: Space, profile: Profile, cleaned: bool = True) -> NegativeList:
+def select(study: Study, space: Space, profile: Profile, cleaned: bool | None = None) -> NegativeList:
     """``build`` for a study: mined from its corpus with the text tower of ``space``, settings from the profile.
 
-    Mine once, with the zero-shot model, and use the list for every method (CMA and NegLabel do).
+    Mine once, with the zero-shot model, and use the list for every method (CMA and NegLabel do). ``cleaned`` overrides
+    the profile's. The provenance names corpus, model and prompts, and has a hash of the corpus's embeddings.
     """
     return build(
         study.corpus,
@@ -255,8 +248,16 @@ def select(study: Study, space: Space, profile: Profile, cleaned: bool = True) -
         space.class_text,
         study.class_names,
         study.synonyms,
-        templates=(profile.negative_prompt, ADJECTIVE),
+        templates=(profile.negative_prompt, profile.adjective_prompt),
         quantile=profile.quantile,
-        keep=profile.keep,
-        cleaned=cleaned,
+        keep=profile.keep_counts or profile.keep,
+        cleaned=profile.cleaned if cleaned is None else cleaned,
+        provenance={
+            "source": profile.corpus,
+            "conjugated": profile.conjugated,
+            "model": f"{profile.model} / {profile.pretrained}",
+            "id_prompt": profile.prompt,
+            "prompts": [profile.negative_prompt, profile.adjective_prompt],
+            "embeddings_sha256": hashlib.sha256(np.ascontiguousarray(space.corpus_text).tobytes()).hexdigest(),
+        },
     )

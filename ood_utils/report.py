@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,7 @@ def _index(folder: Path, record: dict[str, Any], questions: dict[str, str]) -> s
         "Interactive": _interactive(folder),
         "Figures": _figures(folder, record),
         "Tables": _tables(folder),
+        "Unreadable images": _unreadable(folder),
         "Run facts": _facts(record),
     }
     shown = {title: html for title, html in sections.items() if html}
@@ -288,6 +290,35 @@ def _tables(folder: Path) -> str:
         links = f'<p><a href="tables/{escape(path.name)}">csv</a>{also}</p>'
         html += f"<details><summary>{escape(_words(path.stem))}</summary>{links}{_table(path, 12)}</details>"
     return html
+
+
+def unreadable(folder: Path) -> dict[str, list[str]]:
+    """Image set -> paths of the images that could not be decoded, from a run's embeddings and training cards."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, set[str]] = {}
+    for path in sorted((folder / "embeddings").glob("*.safetensors")):
+        with suppress(OSError, SafetensorError, KeyError, ValueError), safe_open(path, "np") as file:  # else made anew
+            lost = json.loads(file.metadata()["facts"])["unreadable"]
+            found.setdefault(re.sub(r"-\w+-\d+$", "", path.stem), set()).update(name for _, name in lost)
+    for path in sorted((folder / "checkpoints").glob("*/card.json")):
+        found.setdefault("train", set()).update(runs.read_json(path).get("unreadable", []))
+    return {name: sorted(paths) for name, paths in sorted(found.items()) if paths}
+
+
+def _unreadable(folder: Path) -> str:
+    lost = unreadable(folder)
+    items = "".join(
+        f"<details open><summary>{escape(name)}: {len(paths)}</summary><ul>"
+        + "".join(f"<li><code>{escape(path)}</code></li>" for path in paths)
+        + "</ul></details>"
+        for name, paths in lost.items()
+    )
+    return (
+        f"<p>{sum(map(len, lost.values()))} images could not be decoded and are in no result.</p>{items}"
+        if lost
+        else ""
+    )
 
 
 def _facts(record: dict[str, Any]) -> str:

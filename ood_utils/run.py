@@ -79,6 +79,7 @@ class Profile(BaseModel):
     pretrained: str = Field("builtin", min_length=1, description="builtin, an open_clip tag, or a path to weights")
     prompt: str = Field("a {}", description='template of the ID class names, with "{}" where the name goes')
     negative_prompt: str = Field("a {}", description='template of the negative labels, with "{}"')
+    adjective_prompt: str = Field("This is a {} photo", description='template of adjectives among them, with "{}"')
     lam: float = Field(0.003, ge=0, le=1, description="weight of the alignment term, 0 (FLYP) to 1")
     lams: list[Share] = Field([0, 1e-3, 3e-3, 1e-2, 1e-1], min_length=1, description="the sweep of lam, each 0 to 1")
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="training seeds, different and not negative")
@@ -102,11 +103,23 @@ class Profile(BaseModel):
     corpus_words: int = Field(0, ge=0, description="corpus words kept, drawn with the data seed; 0 = all")
     quantile: float = Field(0.95, ge=0, le=1, description="NegMine: quantile of the similarities to the ID names")
     keep: float = Field(0.15, gt=0, le=1, description="NegMine: share of the candidates kept")
+    keep_counts: dict[Literal["adj", "noun", "conjugated"], int] = Field(
+        {}, description="NegMine: numbers kept by part of speech instead of a share (CMA: adj 1500, noun 8500)"
+    )
+    cleaned: bool = Field(True, description="take ID names, their synonyms and artefacts out of the negatives")
+    conjugated: bool = Field(False, description="CSP: every adjective of a WordNet corpus becomes adjective + noun")
     groups: int = Field(1, ge=1, description="groups of negative labels")
     temperature: float = Field(0.01, gt=0, description="temperature of MSP, Energy and NegLabel")
     embed_batch: int = Field(256, ge=1, description="images or texts embedded at once")
-    workers: int = Field(0, ge=0, description="data loader processes")
+    workers: int = Field(0, ge=-1, description="data loader processes, -1 = one for each CPU core")
+    decoder: Literal["pil", "device"] = Field(
+        "pil", description="of embedded image files: pil, or torchvision's on the device (on a GPU nvJPEG)"
+    )
+    compile: bool = Field(False, description="torch.compile the image encoder when embedding")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the encoders; losses are always fp32")
+    deterministic: bool = Field(
+        False, description="deterministic GPU algorithms: resume and rerun give the same bits, slower"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU when there is one")
     max_unreadable: float = Field(0.001, ge=0, le=1, description="share of images that may be unreadable")
     bootstrap: int = Field(1000, ge=2, description="bootstrap draws behind each 95 % interval")
@@ -117,7 +130,7 @@ class Profile(BaseModel):
     minutes: dict[str, float] = Field({}, description="expected minutes of each notebook, by its number")
     timeout_minutes: float = Field(60.0, gt=0, description="wall-clock limit of one notebook, minutes")
 
-    @field_validator("prompt", "negative_prompt")
+    @field_validator("prompt", "negative_prompt", "adjective_prompt")
     @classmethod
     def _has_slot(cls, text: str) -> str:
         if text.count("{}") != 1:
@@ -130,6 +143,11 @@ class Profile(BaseModel):
         if min(seeds) < 0 or len(set(seeds)) < len(seeds):
             raise ValueError("seeds must be different and not negative")
         return seeds
+
+    @field_validator("workers")
+    @classmethod
+    def _cores(cls, workers: int) -> int:
+        return workers if workers >= 0 else len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
 
     @field_validator("crop_scale")
     @classmethod

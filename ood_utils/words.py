@@ -85,6 +85,24 @@ def wordnet(
     return list(ordered.items())
 
 
+def synonyms(dict_folder: str | Path, wnids: Sequence[str]) -> list[list[str]]:
+    """All words of each noun synset named by its ImageNet wnid ("n" and the offset in WordNet 3.0's data.noun).
+
+    An empty list where the offset is none of that file's (another version of WordNet). Errors as ``wordnet``.
+    """
+    wanted, found = {wnid[1:] for wnid in wnids}, {}
+    path = Path(dict_folder) / "data.noun"
+    try:
+        for line in path.read_text("utf-8").splitlines():
+            if line[:8] in wanted:
+                found[line[:8]] = _synset(line, "noun")[1]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a dict folder of WordNet.") from error
+    except (ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{path} is no Princeton WordNet data file; give a dict folder of WordNet.") from error
+    return [found.get(wnid[1:], []) for wnid in wnids]
+
+
 def _synset(line: str, part: str) -> tuple[str, list[str]]:
     """Lexicographer file and words of one data line: offset, file number, type, hex word count, (word, id) pairs ..."""
     fields = line.split()

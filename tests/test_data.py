@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import mini_imagenet
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ood_utils import data, glyphs
 from ood_utils.errors import UnreadableImage, UserError
@@ -23,13 +24,6 @@ def _profile(**values) -> SimpleNamespace:
         "crop_scale": [0.9, 1.0], "corpus": "names", "corpus_words": 0,
     }  # fmt: skip
     return SimpleNamespace(**(defaults | values))
-
-
-def _noise(path: Path, mode: str = "RGB", seed: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 30, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    image.convert(mode).save(path, format="PNG" if mode == "P" or path.suffix == ".png" else "JPEG")
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +84,10 @@ def test_fewer_classes_are_a_part_of_all(study) -> None:
 def folders(tmp_path: Path) -> SimpleNamespace:
     for k, name in enumerate(("red_fox", "wolf")):
         for i in range(10):
-            _noise(tmp_path / "id" / name / f"{i}.jpg", seed=10 * k + i)
+            mini_imagenet.noise(tmp_path / "id" / name / f"{i}.jpg", seed=10 * k + i)
     for i in range(4):
-        _noise(tmp_path / "ood" / "deep" / f"{i}.png", seed=100 + i)
-        _noise(tmp_path / "val" / f"{i}.jpg", seed=200 + i)
+        mini_imagenet.noise(tmp_path / "ood" / "deep" / f"{i}.png", seed=100 + i)
+        mini_imagenet.noise(tmp_path / "val" / f"{i}.jpg", seed=200 + i)
     roots = {"cars": str(tmp_path / "ood"), "held": str(tmp_path / "val")}
     groups = {"cars": "far", "held": "validation"}
     return _profile(data="folder", data_root=str(tmp_path / "id"), ood_roots=roots, ood_groups=groups, id_classes=0)
@@ -141,9 +135,16 @@ def test_an_empty_folder_and_a_single_class_are_refused(folders, tmp_path) -> No
         data.load(folders)
 
 
+def test_a_class_folder_without_images_is_named(folders, tmp_path) -> None:
+    (tmp_path / "id" / "lynx").mkdir()
+    (tmp_path / "id" / "lynx" / "notes.txt").write_text("none yet")
+    with pytest.raises(UserError, match=r"id/lynx holds no image"):
+        data.load(folders)
+
+
 @pytest.mark.parametrize(("name", "mode"), [("cmyk.jpg", "CMYK"), ("palette.JPEG", "P"), ("grey.jpg", "L")])
 def test_odd_images_are_read_as_rgb(tmp_path, name: str, mode: str) -> None:
-    _noise(tmp_path / name, mode)  # the palette one is a PNG named .JPEG, as ImageNet has some
+    mini_imagenet.noise(tmp_path / name, mode)  # the palette one is a PNG named .JPEG, as ImageNet has some
     image, _ = data.ImageFiles([tmp_path / name], np.array([0]), lambda x: torch.from_numpy(np.array(x)))[0]
     assert image.shape == (24, 30, 3)
 
@@ -160,22 +161,7 @@ def test_a_corrupt_image_is_named_and_crosses_processes(tmp_path) -> None:
 
 @pytest.fixture
 def imagenet(tmp_path: Path) -> SimpleNamespace:
-    wnids = data.imagenet_wnids()[:3]
-    lists = tmp_path / "benchmark_imglist/imagenet"
-    lists.mkdir(parents=True)
-    held = []
-    for k, wnid in enumerate(wnids):
-        for i in range(4):
-            _noise(tmp_path / "imagenet/train" / wnid / f"{wnid}_{i}.JPEG", seed=k * 9 + i)
-            _noise(tmp_path / "imagenet/val" / wnid / f"ILSVRC2012_val_{k}{i}.JPEG", seed=50 + k * 9 + i)
-        held.append(f"imagenet_1k/val/ILSVRC2012_val_{k}0.JPEG {k}")
-    (lists / "val_imagenet.txt").write_text("\n".join(held))
-    for name, (_, folder, listed, _) in data.IMAGENET_SETS.items():
-        paths = [Path(name) / f"{i}.jpg" for i in range(3)]
-        for i, path in enumerate(paths):
-            _noise(tmp_path / folder / path, seed=i)
-        if listed:
-            (lists / listed).write_text("".join(f"{p} -1\n" for p in paths))
+    mini_imagenet.build(tmp_path)
     return _profile(data="imagenet", data_root=str(tmp_path), id_classes=3)
 
 
@@ -193,13 +179,75 @@ def test_wrong_imagenet_copies_are_refused(imagenet, tmp_path) -> None:
     with pytest.raises(UserError, match="3 class folders, not 1000"):
         data.load(imagenet)
     imagenet.id_classes = 3
-    (tmp_path / "imagenet/train/n99999999").mkdir()
-    with pytest.raises(UserError, match="n99999999"):
-        data.load(imagenet)
-    (tmp_path / "imagenet/train/n99999999").rmdir()
+    for part in ("train", "val"):
+        mini_imagenet.noise(tmp_path / "imagenet" / part / "n99999999/0.jpg")
+        with pytest.raises(UserError, match=rf"{part} has 1 folders that are no ImageNet-1k wnid.*n99999999"):
+            data.load(imagenet)
+        shutil.rmtree(tmp_path / "imagenet" / part / "n99999999")
     (tmp_path / "images_largescale/NINCO/1.jpg").unlink()
     with pytest.raises(UserError, match=r"NINCO/1\.jpg"):
         data.load(imagenet)
     (tmp_path / "benchmark_imglist/imagenet/test_ninco.txt").unlink()
     with pytest.raises(UserError, match=r"test_ninco\.txt"):
         data.load(imagenet)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_999_of_1000_classes_name_the_missing_one(imagenet, tmp_path, part: str) -> None:
+    imagenet.id_classes = 0
+    for folder in ("train", "val"):
+        for wnid in data.imagenet_wnids()[3:]:
+            path = tmp_path / "imagenet" / folder / wnid / "0.JPEG"
+            path.parent.mkdir()
+            path.write_bytes(b"only its name is read here")
+    assert len(data.load(imagenet).class_names) == 1000
+    gone = data.imagenet_wnids()[500]
+    shutil.rmtree(tmp_path / "imagenet" / part / gone)
+    with pytest.raises(UserError, match=rf"imagenet/{part} has 999 class folders, not 1000 .*id_classes = 0.*'{gone}'"):
+        data.load(imagenet)
+
+
+def test_train_and_val_must_hold_the_same_classes(imagenet, tmp_path) -> None:
+    *_, last, other = data.imagenet_wnids()[:4]
+    train, val = tmp_path / "imagenet/train", tmp_path / "imagenet/val"
+    (val / last).rename(val / other)  # as many folders, all wnids, and every label of the last class wrong
+    with pytest.raises(UserError, match=rf"train has 3 class folders, not 4 \(train and val together\).*'{other}'"):
+        data.load(imagenet)
+    shutil.rmtree(val / other)
+    with pytest.raises(UserError, match=rf"imagenet/val has 2 class folders, not 3 .*'{last}'"):
+        data.load(imagenet)
+    shutil.rmtree(train / last)
+    with pytest.raises(UserError, match="imagenet/train has 2 class folders, fewer than id_classes = 3"):
+        data.load(imagenet)
+
+
+def test_an_empty_or_incomplete_train_is_blamed_itself(imagenet, tmp_path) -> None:
+    first, second, _ = data.imagenet_wnids()[:3]
+    train = tmp_path / "imagenet/train"
+    for file in (train / first).iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match=rf"imagenet/train/{first} holds no image"):
+        data.load(imagenet)
+    (train / first).rmdir()
+    with pytest.raises(UserError, match=rf"imagenet/train has 2 class folders, not 3 .*'{first}'"):
+        data.load(imagenet)
+    shutil.rmtree(train)
+    train.mkdir()
+    with pytest.raises(UserError, match="imagenet/train has 0 class folders, not 3"):
+        data.load(imagenet)
+
+
+def test_an_empty_mos_set_is_named(imagenet, tmp_path) -> None:
+    shutil.rmtree(tmp_path / "MOS/SUN/SUN")
+    with pytest.raises(UserError, match=r"'SUN' is empty.*MOS/SUN"):
+        data.load(imagenet)
+
+
+@pytest.mark.parametrize("name", ["test_ninco.txt", "val_imagenet.txt"])
+@pytest.mark.parametrize("line", [b"NINCO/2.jpg", b"NINCO/2.jpg fox", b"NINCO/2.jpg 1.5", b"\x89PNG\xff\x00 3"])
+def test_a_bad_line_of_an_image_list_is_named(imagenet, tmp_path, name: str, line: bytes) -> None:
+    file = tmp_path / "benchmark_imglist/imagenet" / name
+    file.write_bytes(b"NINCO/0.jpg -1\n\n" + line + b"\nNINCO/1.jpg -1\n")
+    with pytest.raises(UserError, match=rf"line 3 of image list .*{name}") as caught:
+        data.load(imagenet)
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,26 @@ def test_a_round_trip_changes_nothing(guard: Detector, tmp_path: Path) -> None:
         assert np.array_equal(value, again.score_embeddings(images)[key]), key
     expected = scores.neglabel(images, guard.class_text, guard.negative_text)
     assert np.array_equal(again.score_embeddings(images)["score"], expected)
+
+
+@pytest.mark.parametrize("step", ["write", "rename"])
+def test_a_refusing_disk_is_one_sentence_and_leaves_the_old_detector(
+    guard: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "d.safetensors"
+    guard.save(path)
+    old = path.read_bytes()
+    write = Path.write_bytes
+
+    def refuse(first: Path, content: bytes | Path) -> None:
+        if step == "write":
+            write(first, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(*((Path, "write_bytes", refuse) if step == "write" else (os, "replace", refuse)))
+    with pytest.raises(UserError, match=r"cannot write .*d\.safetensors: No space left"):
+        guard.save(path)
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
 
 
 def test_images_and_tensors_are_scored_alike(guard: Detector, tmp_path: Path) -> None:

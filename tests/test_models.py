@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
+import warnings
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -85,6 +89,23 @@ def _damage(tmp_path, kind: str) -> str:
     elif kind == "pickle":
         path = tmp_path / "w.pt"
         torch.save({"x": _Nasty()}, path)
+    elif kind.startswith("plain pickle"):
+        path = tmp_path / "w.pt"
+        path.write_bytes(pickle.dumps({"x": _Nasty()}, protocol=2 if kind.endswith("2") else 4))
+    elif kind == "old pickle":
+        path = tmp_path / "w.pt"
+        torch.save({"x": _Nasty()}, path, _use_new_zipfile_serialization=False)
+    elif kind.startswith("junk"):
+        path = tmp_path / "w.pt"
+        path.write_bytes({"junk": b"h\x00hello", "junk text": b"this is not weights\n", "junk, empty": b""}[kind])
+    elif kind.startswith("half"):
+        path = tmp_path / "w.pt"
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "half")
+        path.write_bytes(path.read_bytes()[:100_000])
+    elif kind == "TorchScript":
+        path = tmp_path / "ViT-B-16.pt"
+        with warnings.catch_warnings(action="ignore"):  # torch.jit is deprecated, OpenAI's files are not
+            torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
     elif kind == "not a state dict":
         path = tmp_path / "w.pt"
         torch.save([1, 2, 3], path)
@@ -98,13 +119,32 @@ def _damage(tmp_path, kind: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", ["missing", "truncated", "pickle", "not a state dict", "shape", "other model", "missing key"]
+    ("kind", "said"),
+    [
+        ("missing", "does not exist"),
+        ("truncated", "truncated"),
+        ("half", "truncated"),
+        ("half, old", "truncated"),
+        ("junk", "truncated or no weights"),
+        ("junk text", "truncated or no weights"),
+        ("junk, empty", "truncated or no weights"),
+        ("pickle", "could run code"),
+        ("old pickle", "could run code"),
+        ("plain pickle 2", "could run code"),
+        ("plain pickle", "could run code"),
+        ("TorchScript", r"torch\.jit\.load\(.*ViT-B-16\.pt.*\)\.state_dict\(\)"),
+        ("not a state dict", "not a state dict of tensors"),
+        ("shape", "does not fit"),
+        ("other model", "saved from model 'ViT-B-32'"),
+        ("missing key", "does not fit"),
+    ],
 )
-def test_bad_weights_are_refused_in_one_sentence(tmp_path, kind: str, capsys) -> None:
+def test_bad_weights_are_refused_in_one_sentence(tmp_path, kind: str, said: str, capsys) -> None:
     path = _damage(tmp_path, kind)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=said) as caught, warnings.catch_warnings(action="error"):
         models.load("GlyphCLIP", path)
     assert path in str(caught.value) and "\n" not in str(caught.value)
+    assert ("truncated" in str(caught.value)) == ("truncated" in said)
     assert "unpickled code ran" not in capsys.readouterr().out
 
 
@@ -114,6 +154,7 @@ def test_bad_weights_are_refused_in_one_sentence(tmp_path, kind: str, capsys) ->
         ("ViT-B-61", "openai", "ViT-B-16"),
         ("ViT-B-16-quickgelu", "opnai", "openai"),
         ("ViT-B-16", "openai", "ViT-B-16-quickgelu"),
+        ("ViT-B-16", "metaclip_400m", "ViT-B-16-quickgelu"),
     ],
 )
 def test_unknown_names_get_a_hint(name: str, pretrained: str, hint: str) -> None:
@@ -121,11 +162,54 @@ def test_unknown_names_get_a_hint(name: str, pretrained: str, hint: str) -> None
         models.load(name, pretrained)
 
 
-def test_openai_weights_under_a_gelu_name_are_refused(tmp_path) -> None:
-    path = tmp_path / "openai_vit.safetensors"
-    save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="quickgelu"):
-        models.load("ViT-B-16", str(path))
+CACHED = "models--timm--vit_base_patch16_clip_224.openai/snapshots/a1b2/open_clip_model.safetensors"
+
+
+@pytest.mark.parametrize("file", ["openai_vit.safetensors", CACHED, "linked.safetensors", "ViT-S-32.safetensors"])
+def test_openai_weights_under_a_gelu_name_are_refused(tmp_path, file: str) -> None:
+    path = tmp_path / file
+    real = tmp_path / CACHED if file.startswith("linked") else path
+    real.parent.mkdir(parents=True, exist_ok=True)
+    own = {"input_resolution": torch.tensor(224)} if file.startswith("ViT") else {}  # of OpenAI's own archive
+    save_file({"x": torch.zeros(1), **own}, real)
+    if path != real:
+        path.symlink_to(real)
+    with pytest.raises(UserError, match="use model 'ViT-B-32-quickgelu'"):
+        models._load_weights(torch.nn.Linear(1, 1), path, "ViT-B-32")
+    with pytest.raises(UserError, match="does not fit"):  # the right name comes as far as the tensors
+        models._load_weights(torch.nn.Linear(1, 1), path, "ViT-B-32-quickgelu")
+
+
+def test_a_folder_called_openai_does_not_make_other_weights_openais(tmp_path, glyph_clip) -> None:
+    path = tmp_path / "openai" / "w.safetensors"
+    path.parent.mkdir()
+    shutil.copy(models.GLYPH_WEIGHTS, path)
+    assert models.weights_hash(models.load("GlyphCLIP", str(path))[0]) == models.weights_hash(glyph_clip[0])
+    own = torch.nn.Linear(1, 1)
+    models.save(own, path, "ViT-B-32")  # the file itself says what it was saved from
+    models._load_weights(own, path, "ViT-B-32")
+
+
+def test_an_openai_archive_loads_once_its_state_dict_is_saved(tmp_path: Path) -> None:
+    numbers = {key: torch.tensor(77) for key in ("input_resolution", "context_length", "vocab_size")}
+    model = torch.nn.Linear(2, 2)
+    torch.save({**{k: v.half() for k, v in model.state_dict().items()}, **numbers}, tmp_path / "new.pt")
+    models._load_weights(model, tmp_path / "new.pt", "ViT-B-32-quickgelu")
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu", "RN50", "RN50-quickgelu"])
+def test_the_activation_built_is_the_configs(monkeypatch, name: str) -> None:
+    def build(name: str, **_) -> torch.nn.Module:
+        with torch.device("meta"):
+            return create(name, device="meta")
+
+    create = open_clip.create_model
+    monkeypatch.setattr(models.open_clip, "create_model", build)
+    models.load(name, "random")
+    other = name.removesuffix("-quickgelu") if "quick" in name else f"{name}-quickgelu"
+    monkeypatch.setattr(models.open_clip, "create_model", lambda name, **_: build(other))
+    with pytest.raises(UserError, match=rf"'{name}' was built {'without' if 'quick' in name else 'with'} QuickGELU"):
+        models.load(name, "random")
 
 
 def test_pretraining_learns_and_resumes(tmp_path) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import mini_imagenet
 import numpy as np
 import pytest
 import torch
 
-from ood_utils import negatives, words
+from ood_utils import data, negatives, words
 from ood_utils.errors import UserError
 from ood_utils.negatives import NegativeList, build, clean, leak, mine
+from ood_utils.run import make_profile
 from ood_utils.words import conjugate, prompts, wordnet
 
 DEBIAN = Path("/usr/share/wordnet")
@@ -194,6 +198,25 @@ def test_a_failed_save_leaves_the_old_list(tmp_path: Path) -> None:
     assert NegativeList.load(path).words == ["a"] and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("step", ["write", "rename"])
+def test_a_refusing_disk_is_one_sentence_and_leaves_the_old_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = NegativeList(["a"], ["a"], [0]).save(tmp_path / "n.json")
+    old = path.read_bytes()
+    write = Path.write_bytes
+
+    def refuse(first: Path, content: bytes | Path) -> None:
+        if step == "write":
+            write(first, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(*((Path, "write_bytes", refuse) if step == "write" else (os, "replace", refuse)))
+    with pytest.raises(UserError, match=r"cannot write .*n\.json: No space left"):
+        NegativeList(["b"], ["b"], [1]).save(path)
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+
+
 def test_conjugate_and_prompts() -> None:
     corpus = [("red", "adj"), ("tree", "noun"), ("old", "adj")]
     found = conjugate(corpus)
@@ -273,13 +296,37 @@ def test_debians_wordnet_is_neglabels_corpus() -> None:
 
 
 def test_select_takes_its_settings_from_the_profile() -> None:
-    corpus = corpus_of(200)
+    corpus = [(word, "adj" if i % 2 else "noun") for i, (word, _) in enumerate(corpus_of(200))]
     study = SimpleNamespace(corpus=corpus, class_names=[corpus[0][0]], synonyms=[[]])
     space = SimpleNamespace(corpus_text=WORDS, class_text=CLASSES)
-    profile = SimpleNamespace(negative_prompt="a {}", quantile=0.5, keep=0.3)
+    profile = make_profile({"quantile": 0.5, "keep": 0.3, "adjective_prompt": "so {}"}, "test")
     found = negatives.select(study, space, profile)
-    expected = build(
-        corpus, WORDS, CLASSES, [corpus[0][0]], templates=("a {}", "This is a {} photo"), quantile=0.5, keep=0.3
-    )
-    assert found == expected
+    expected = build(corpus, WORDS, CLASSES, [corpus[0][0]], templates=("a {}", "so {}"), quantile=0.5, keep=0.3)
+    assert (found.words, found.prompts, found.indices) == (expected.words, expected.prompts, expected.indices)
+    about = {"source": "names", "model": "GlyphCLIP / builtin", "prompts": ["a {}", "so {}"], "cleaned": True}
+    assert about.items() <= found.provenance.items() and len(found.provenance["embeddings_sha256"]) == 64
     assert negatives.select(study, space, profile, cleaned=False).provenance["cleaned"] is False
+    published = profile.model_copy(update={"cleaned": False, "keep_counts": {"adj": 7, "noun": 11}})
+    found = negatives.select(study, space, published)
+    assert [dict(corpus)[word] for word in found.words] == ["adj"] * 7 + ["noun"] * 11
+    assert found.provenance["cleaned"] is False and found.provenance["keep"] == {"adj": 7, "noun": 11}
+
+
+def test_synonyms_of_imagenet_s_classes_come_from_wordnet(tmp_path: Path) -> None:
+    folder = mini_imagenet.wordnet(tmp_path / "dict")
+    found = words.synonyms(folder, ["n01440764", "n01484850", "n99999999"])
+    assert found == [["tench", "tinca tinca"], ["great white shark", "white shark", "man-eater"], []]
+    with pytest.raises(UserError, match="data.noun cannot be read"):
+        words.synonyms(tmp_path, ["n01440764"])
+    (folder / "data.noun").write_text("01440764 broken\n")
+    with pytest.raises(UserError, match="data.noun is no Princeton"):
+        words.synonyms(folder, ["n01440764"])
+
+
+def test_a_conjugated_corpus_is_asked_for_by_the_profile(tmp_path: Path) -> None:
+    folder = str(mini_imagenet.wordnet(tmp_path / "dict"))
+    plain, found = (
+        data._corpus(make_profile({"corpus": folder, "conjugated": value}, "test"), None) for value in (False, True)
+    )
+    assert {part for _, part in plain} == {"adj", "noun"} and {part for _, part in found} == {"conjugated", "noun"}
+    assert [word for word, _ in found if word.startswith("able ")] and "able" in dict(plain)

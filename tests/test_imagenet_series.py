@@ -1,0 +1,90 @@
+"""The imagenet profile, end to end by papermill, on a miniature ImageNet and a small open_clip model by path."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mini_imagenet
+import pandas as pd
+import pytest
+
+from ood_utils import data, models, negatives, report, training
+from ood_utils import run as runs
+
+pytestmark = [pytest.mark.series, pytest.mark.timeout(900)]
+NAMES = ("01_modality_gap", "02_train_aligned", "03_hypersphere", "04_ood_detection")
+BROKEN = ("MOS/SUN/SUN/1.jpg", "imagenet/val/n01443537/ILSVRC2012_val_15.JPEG")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run. Two images are broken; the weights have learnt the colours of the classes, on other seeds."""
+    root = tmp_path_factory.mktemp("paper")
+    mini_imagenet.build(root / "data", 6, 8, 6)
+    for name in BROKEN:
+        (root / "data" / name).write_bytes(b"\xff\xd8 cut")
+    changes = {
+        "data_root": str(root / "data"), "corpus": str(mini_imagenet.wordnet(root / "dict")), "id_classes": 6,
+        "model": "GlyphCLIP", "pretrained": "builtin", "device": "cpu", "precision": "fp32", "workers": 0,
+        "epochs": 1, "batch": 16, "warmup": 1, "lr": 1e-4, "lams": [0, 0.1], "seeds": [0], "few_classes": 5,
+        "keep": 0.5, "keep_counts": {"adj": 6, "noun": 5}, "max_unreadable": 0.2, "bootstrap": 20, "points": 10,
+        "projections": ["gap-latitude", "PCA"], "embed_batch": 16, "parallel": 0, "timeout_minutes": 10,
+    }  # fmt: skip
+    profile = runs.load_profile("imagenet", changes)
+    study, (model, _, tokenizer) = data.load(profile), models.load("GlyphCLIP", "builtin")
+    texts = [profile.prompt.format(name) for name in study.class_names]
+    recipe = training.Recipe(lam=0, steps=80, batch=24, lr=1e-3, warmup=5, seed=9)
+    training.fine_tune(model, tokenizer, study.train, texts, recipe, root / "start", progress=False)
+    changes |= {"pretrained": str(root / "start" / "model.safetensors")}
+    values = [f"{n}={v if isinstance(v, str) else json.dumps(v)}" for n, v in changes.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "ood_utils", "run", "--profile", "imagenet", "-p", *values],
+        env=os.environ | {"OOD_OUTPUTS": str(root / "outputs"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return root / "outputs" / "imagenet"
+
+
+def test_the_four_notebooks_are_done_on_every_set_of_the_paper(folder: Path) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    assert {n: e["status"] for n, e in record["notebooks"].items()} == dict.fromkeys(NAMES, "done")
+    board = pd.read_parquet(folder / "tables" / "leaderboard.parquet")
+    tests = {name for name, (group, *_) in data.IMAGENET_SETS.items() if group != "validation"}
+    assert tests < set(board.set) and "val_openimage_o" not in set(board.set)
+    assert set(board.method) == {"zero-shot", "FLYP", "CMA"} and board.auroc.between(0, 1).all()
+    found = json.loads((folder / "results" / "02_train_aligned.json").read_text())
+    assert found["CMA_centroid_gap"] < found["FLYP_centroid_gap"]
+
+
+def test_the_paper_s_numbers_stand_beside_ours_and_never_for_ours(folder: Path) -> None:
+    table = pd.read_parquet(folder / "tables" / "against_paper.parquet")
+    assert {"iNaturalist", "SUN", "Places", "Textures"} <= set(table.set)
+    board = pd.read_parquet(folder / "tables" / "leaderboard.parquet").query("method == 'CMA' and score == 'NegLabel'")
+    ours = board.set_index("set").fpr95_id
+    row = table.query("set == 'SUN' and method == 'CMA' and score == 'NegLabel'").iloc[0]
+    assert row.paper == pytest.approx(0.1684) and row.ours == pytest.approx(ours["SUN"], abs=1e-9)
+
+
+def test_negatives_are_cma_s_split_without_id_names_and_say_whence(folder: Path) -> None:
+    mined = negatives.NegativeList.load(folder / "results" / "negatives.json")
+    qualities = set(mini_imagenet.QUALITIES.split())
+    assert [word in qualities for word in mined.words] == [True] * 6 + [False] * 5
+    assert not set(mined.words) & {"goldfish", "man-eater", "tench"}  # the second is a synonym from WordNet alone
+    assert mined.prompts[0] == f"This is a {mined.words[0]} photo" and mined.prompts[-1].startswith("The nice ")
+    assert mined.provenance["source"].endswith("/dict") and len(mined.provenance["embeddings_sha256"]) == 64
+
+
+def test_unreadable_images_are_counted_and_named_in_the_report(folder: Path) -> None:
+    lost = report.unreadable(folder)
+    assert {name: [Path(p).name for p in paths] for name, paths in lost.items()} == {
+        "SUN": ["1.jpg"],
+        "id_test": ["ILSVRC2012_val_15.JPEG"],
+    }
+    page = (folder / "index.html").read_text()
+    assert "2 images could not be decoded" in page and all(Path(name).name in page for name in BROKEN)
