@@ -30,19 +30,21 @@ SOURCES = {
     "images_largescale": f"est. 10 GB besides ImageNet; {OPENOOD}, NINCO: zenodo.org/records/8013288; see there",
     "images_classic": f"est. 1 GB; {OPENOOD}, file 1OSz1m3hHfVWbRdmMwKbUzoU8Hg9UKcam; research only",
 }
+WNIDS = "name each class folder by its wnid (n01440764, ...) and move all others away"
 WORDNET = "10 MB; Debian package wordnet-base, or nltk.download('wordnet'); WordNet licence (free)"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing looked for. ok is None for a plain fact."""
+    """One thing looked for. ok is None for a plain fact; ``fault`` is the word shown where ok is False."""
 
     ok: bool | None
     what: str
     remedy: str = ""
+    fault: str = "MISSING"
 
     def __str__(self) -> str:
-        return f"  { ({True: 'ok', False: 'MISSING', None: '-'}[self.ok]):8}{self.what}"
+        return f"  { ({True: 'ok', False: self.fault, None: '-'}[self.ok]):8}{self.what}"
 
 
 def main(profile: str | None = None, changes: dict[str, Any] | None = None) -> int:
@@ -67,7 +69,7 @@ def _show(items: Iterator[Item]) -> bool:
         good = good and item.ok is not False
         if item.ok is False and item.remedy not in remedies:  # several sets may come in one file
             remedies.append(item.remedy)
-            print(f"          get it: {item.remedy}")
+            print(f"          {'get it' if item.fault == 'MISSING' else 'remedy'}: {item.remedy}")
     return good
 
 
@@ -105,12 +107,16 @@ def _outputs() -> Item:
         probe.unlink()
     except UserError as error:
         return Item(False, f"outputs folder {runs.OUTPUTS}", str(error))
-    free = shutil.disk_usage(runs.OUTPUTS).free / 2**30
-    return Item(free > 0.5, f"outputs folder {runs.OUTPUTS} is writable, {free:.1f} GiB free", "at least 0.5 GiB free")
+    return Item(True, f"outputs folder {runs.OUTPUTS} is writable, {_free(runs.OUTPUTS):.1f} GiB free")
+
+
+def _free(path: Path) -> float:
+    """GiB free on the disk of a path, or of the first folder above it that exists."""
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free / 2**30
 
 
 def needs(profile: Profile) -> Iterator[Item]:
-    """What a profile needs: images, weights, corpus, device; and how long it should take."""
+    """What a profile needs: images, weights, corpus, device, disk; and how long it should take."""
     if profile.data == "imagenet":
         yield from _imagenet(profile)
     elif profile.data == "folder":
@@ -121,12 +127,67 @@ def needs(profile: Profile) -> Iterator[Item]:
             yield Item(False, "ood_roots: no OoD set", "-p 'ood_roots={name: FOLDER}', or write it in the profile")
     yield _weights(profile)
     if profile.corpus != "names":
-        yield Item(Path(profile.corpus).exists(), f"corpus {profile.corpus}", WORDNET)
+        path = Path(profile.corpus).expanduser()
+        gone = [name for name in ("data.noun", "data.adj") if path.is_dir() and not (path / name).is_file()]
+        what = f"corpus {path}" + (f" without {' and '.join(gone)}" if gone else "")
+        yield Item(path.exists() and not gone, what, WORDNET)
     if profile.device == "cuda":
         yield Item(bool(_gpus()), "a CUDA GPU that torch sees", "a GPU machine with a CUDA build of torch")
+    yield _disk(profile)
     times = ", ".join(f"{name} {minutes:g}" for name, minutes in profile.minutes.items())
     total = sum(profile.minutes.values())
     yield Item(None, f"expected minutes: {times} (all {total:g})" if times else "expected minutes: not yet measured")
+
+
+def room(profile: Profile) -> dict[str, float]:
+    """Estimated GiB that a run of the profile fills in outputs/, by what for. UserError: a model that cannot be built.
+
+    An upper bound: the sweep's models are reckoned to embed everything. Optimiser states go when a training ends.
+    """
+    import torch
+
+    from . import models, training
+
+    width = models._config(profile.model)["embed_dim"]
+    try:
+        with torch.device("meta"):  # sizes without the memory
+            model, _, _ = models.load(profile.model, "random", device="meta")
+    except (ImportError, OSError, RuntimeError) as fault:  # a tokenizer that wants more packages or a network
+        raise UserError(f"model {profile.model!r} cannot be built here: {str(fault).splitlines()[0]}") from None
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**30
+    count = training.plan(profile, profile.lam).query("method != 'zero-shot'").tag.nunique()
+    at_once = 1 if profile.processes > 1 or profile.device == "cuda" else max(1, profile.parallel)
+    rows = _images(profile) + (profile.corpus_words or (7_000 if profile.corpus == "names" else 71_000))
+    return {
+        f"{count} checkpoints": count * weights,
+        "state while training": at_once * 6 * weights,  # weights and two moments; the last state and the one to come
+        f"embeddings of {count + 1} models": (count + 1) * rows * width * 4 / 2**30,
+        "figures, tables, notebooks": 0.1,
+    }
+
+
+def _images(profile: Profile) -> int:
+    """About how many images a run embeds with each model."""
+    if profile.data == "imagenet":
+        from .data import IMAGENET_SETS
+
+        return 50_000 + sum(min(count, profile.ood_images or count) for *_, count in IMAGENET_SETS.values())
+    if profile.data == "glyphs":
+        return 20_000
+    roots = [Path(root).expanduser() for root in (profile.data_root, *profile.ood_roots.values()) if root]
+    return sum(len(files) for root in roots for _, _, files in os.walk(root))
+
+
+def _disk(profile: Profile) -> Item:
+    try:
+        parts = room(profile)
+    except UserError:
+        return Item(None, "disk needed: not known for this model")
+    wanted, free = sum(parts.values()), _free(runs.OUTPUTS)
+    of = ", ".join(f"{name} {size:.1f}" for name, size in parts.items())
+    what = f"disk for outputs: about {wanted:.1f} GiB ({of}; an estimate), {free:.1f} GiB free"
+    remedy = "free that much, or set OOD_OUTPUTS to a folder on a larger disk; a run that is partly there needs less"
+    return Item(free >= wanted, what, remedy, "LOW")
 
 
 def _folder(name: str, path: str, remedy: str) -> Item:
@@ -136,16 +197,21 @@ def _folder(name: str, path: str, remedy: str) -> Item:
 
 def _imagenet(profile: Profile) -> Iterator[Item]:
     """The folders and lists below data_root; class folders are counted, images are not (that would take minutes)."""
-    from .data import IMAGENET_SETS
+    from .data import IMAGENET_SETS, imagenet_wnids
 
     root = Path(profile.data_root or "DATA_ROOT").expanduser()
     yield _folder("data_root", profile.data_root, "-p data_root=FOLDER, or write it in the profile")
     if root.is_dir():
-        yield Item(None, f"{shutil.disk_usage(root).free / 2**30:.0f} GiB free at {root}")
-    wanted = profile.id_classes or 1000
+        yield Item(None, f"{_free(root):.0f} GiB free at {root}")
+    wnids, wanted = set(imagenet_wnids()), profile.id_classes or 1000
     for part in ("imagenet/train", "imagenet/val"):
-        count = sum(entry.is_dir() for entry in os.scandir(root / part)) if (root / part).is_dir() else 0
-        yield Item(count == wanted, f"{root / part}: {count} of {wanted} class folders", SOURCES[part])
+        names = {e.name for e in os.scandir(root / part) if e.is_dir()} if (root / part).is_dir() else set()
+        known, foreign = len(names & wnids), sorted(names - wnids)
+        if foreign:  # labels are positions among the sorted wnids: one foreign folder would shift them
+            what = f"{root / part}: {len(foreign)} folders whose names are no ImageNet-1k wnid, first '{foreign[0]}'"
+            yield Item(False, what, WNIDS, "WRONG")
+        enough = known >= wanted if profile.id_classes else known == wanted
+        yield Item(enough, f"{root / part}: {known} of {wanted} class folders", SOURCES[part])
     lists = "benchmark_imglist/imagenet"
     listed = ["val_imagenet.txt", *(row[2] for row in IMAGENET_SETS.values() if row[2])]
     gone = [name for name in listed if not (root / lists / name).is_file()]
@@ -158,7 +224,15 @@ def _imagenet(profile: Profile) -> Iterator[Item]:
 
 def _weights(profile: Profile) -> Item:
     """The weights, looked for without a network."""
+    from . import models
+
     what = f"weights of {profile.model}: {profile.pretrained}"
+    try:
+        models._config(profile.model)
+    except UserError as mistake:
+        return Item(False, what, str(mistake), "WRONG")
+    if profile.pretrained == "random":
+        return Item(True, what)
     if profile.pretrained == "builtin":
         path = runs.PACKAGE / "assets" / f"{profile.model}.safetensors"
         return Item(path.is_file(), what, f"install the package anew, or make {path.name} with `ood pretrain`")
@@ -168,10 +242,12 @@ def _weights(profile: Profile) -> Item:
 
     known = list_pretrained_tags_by_model(profile.model)
     if profile.pretrained not in known:
-        return Item(False, what, f"give a file or a tag{runs.nearest(profile.pretrained, known)}")
+        own = ["builtin"] if profile.model == "GlyphCLIP" else []
+        return Item(False, what, f"give a file or a tag{runs.nearest(profile.pretrained, [*own, *known, 'random'])}")
     config = get_pretrained_cfg(profile.model, profile.pretrained)
     source = config.get("hf_hub") or config.get("url", "")
-    remedy = f"open_clip downloads it at first use (ViT-B/16: 0.6 GB) from {source}; OpenAI's weights are under MIT"
+    licence = "OpenAI's weights are under MIT" if profile.pretrained == "openai" else "its licence is said there"
+    remedy = f"open_clip downloads it at first use (ViT-B/16: 0.6 GB) from {source}; {licence}"
     return Item(_cached(config), what, remedy)
 
 

@@ -1,10 +1,13 @@
 """Command line of ``training``: one fine-tuning, in one process or under torchrun, on one machine or many.
 
     python -m ood_utils.train --profile glyphs --objective cma --lam 0.003 --seed 0 --folder outputs/mine
-    torchrun --nproc-per-node 8 -m ood_utils.train --profile imagenet --folder outputs/imagenet/cma
+    torchrun --standalone --nproc-per-node 8 -m ood_utils.train --profile imagenet -p data_root=/data --folder ...
     torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m ood_utils.train ...
 
-The batch of the profile is that of all processes together. Started again with the same words, it resumes.
+The batch of the profile is that of all processes together. Started again with the same words, it resumes. Rank 0
+writes the folder; on several machines it is on the one whose host name sorts first, unless they share the disk, and
+every machine needs the data under the same path. What is wrong is said in one line that begins with "error: ";
+torchrun adds a traceback of its own (ChildFailedError) below it, which says nothing more.
 """
 
 from __future__ import annotations
@@ -28,14 +31,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m ood_utils.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--profile", default="glyphs", help="name in notebooks/profiles or path (default: glyphs)")
-    parser.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="change a value of the profile")
+    parser.add_argument(
+        "-p", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change values of the profile"
+    )
     parser.add_argument("--objective", choices=("clip", "cma", "m2mix"), default="cma", help="clip is FLYP")
     parser.add_argument("--lam", type=float, help="0 to 1; CMA's lam or the weight of m2-Mix (default: the profile's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--classes", type=int, default=0, help="ID classes, 0 = all of the profile's")
     parser.add_argument("--folder", type=Path, help="where weights, log and card go")
     parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="steps between states")
-    parser.add_argument("--deterministic", action="store_true", help="deterministic CUDA kernels: resume to the bit")
+    parser.add_argument("--deterministic", action="store_true", help="the same as -p deterministic=true")
     parser.add_argument("--job", nargs="+", type=Path, help=argparse.SUPPRESS)  # files of training.fine_tune_many
     parser.add_argument("--forks", type=int, default=1, help=argparse.SUPPRESS)  # jobs at a time, one process each
     parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)  # end when standard input closes
@@ -48,14 +53,12 @@ def _jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in options.job]
     if options.folder is None:
         raise UserError("--folder is missing; say where the weights, the log and the card go")
-    from .run import load_profile, parse_yaml
+    from .__main__ import parse_changes
+    from .run import load_profile
     from .training import Recipe
 
-    pairs = [change.partition("=") for change in options.p]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise UserError(f"-p {key} has no value; write -p {key}=VALUE")
-    profile = load_profile(options.profile, {key: parse_yaml(value) for key, _, value in pairs})
+    asked = parse_changes(options.p) | ({"deterministic": True} if options.deterministic else {})
+    profile = load_profile(options.profile, asked)
     changes = {"objective": options.objective, "seed": options.seed, "classes": options.classes}
     lam = {"lam": options.lam} if options.lam is not None else {}
     recipe = Recipe.from_profile(profile, **changes, **lam)
@@ -137,9 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
         jobs = _jobs(options)
-        if options.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
+        if any(job["recipe"].get("deterministic") for job in jobs):
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the GPU is touched: see training
         if distributed:
             from .embeddings import resolve_device
 

@@ -46,6 +46,7 @@ MAX_LOG_SCALE = math.log(100)  # CLIP's clamp of the logit scale
 LOG_COLUMNS = (*objectives.Parts._fields, "gradient_norm")
 FLUSH = 10  # steps between reads of the log from the device: a read waits for the device
 SEED_STRIDE = 1_000_003
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 CHOICES = {
     "objective": ("clip", "cma", "m2mix"),
     "scale_mode": ("clamped", "learned", "frozen"),
@@ -63,6 +64,7 @@ class Recipe:
     ``scale_mode``: logit scale learned and clamped at 100, "learned" unclamped (paper mode), or "frozen".
     ``class_aware``: all texts of an image's class are its positives. ``chunk``: rows encoded at a time with cached
     gradients (0 = all; same result, less memory, a third more time). ``classes``: ID classes (0 = all).
+    ``deterministic``: only deterministic algorithms, so that a GPU too gives the same bits again (slower).
     Raises UserError naming the field that is out of range. Paper values: core_methods 1.4.
     """
 
@@ -83,6 +85,7 @@ class Recipe:
     classes: int = 0
     epochs: int = 0
     model: str = "GlyphCLIP"
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -275,6 +278,27 @@ def _from_first(value: object) -> object:
 
 
 @contextlib.contextmanager
+def _determinism(wanted: bool, device: str) -> Iterator[None]:
+    """Deterministic algorithms, if wanted, for what is inside; UserError where it is too late to ask cuBLAS for them."""
+    if not wanted:
+        yield
+        return
+    # cuBLAS reads its setting once, at its first call in a process
+    if device.startswith("cuda") and torch.cuda.is_initialized() and CUBLAS not in os.environ:
+        raise UserError(
+            "deterministic = true comes too late: this process has used the GPU already; set parallel to 1 (trainings "
+            f"in their own process) or {CUBLAS}=:4096:8 in the environment"
+        )
+    os.environ.setdefault(CUBLAS, ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """Turns a full or read-only disk into one sentence; what was whole before stays whole."""
     try:
@@ -461,7 +485,7 @@ def fine_tune(
 
     Log columns: step, epoch, lr, loss, clip, lse_image, lse_text, positive, scale, gradient_norm, seconds.
     Raises UserError: impossible batch or labels, absent CUDA, loss not finite, disk full, more than
-    ``max_unreadable`` (a share) of the images unreadable.
+    ``max_unreadable`` (a share) of the images unreadable, deterministic after the GPU was used without it.
     """
     folder, device = Path(folder), resolve_device(device)
     _check(train, class_texts, recipe, device)
@@ -477,12 +501,13 @@ def fine_tune(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "card.json").unlink(missing_ok=True)  # of another recipe: from here on this folder is unfinished
     state = _from_first(None if rank else _read_state(folder, key))
-    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+    aside = torch.random.fork_rng(devices=[device] if device.startswith("cuda") else [])
+    with _determinism(recipe.deterministic, device), aside:
         run = _Run(model, tokenizer(class_texts), train, recipe, folder, key, device)
         if state is not None:
             run.resume(state)
         _loop(run, workers, save_every, progress and rank == 0, max_unreadable)
-    return run.finish(facts)
+        return run.finish(facts)
 
 
 def _bar(shown: bool, **options: object) -> tqdm:
@@ -538,21 +563,25 @@ def plan(profile: Profile, lam: float | None = None) -> pd.DataFrame:
     return frame
 
 
-def carry_out(planned: pd.DataFrame, profile: Profile, folder: Path, **options: object) -> pd.DataFrame:
-    """Run every fine-tuning of a ``plan`` that is not done yet; the plan with ``weights``, paths below ``folder``.
-
-    The zero-shot row keeps the profile's own weights. Options and errors as ``fine_tune_many``.
-    """
-    trained = planned[planned.method != "zero-shot"]
-    jobs = [
+def planned_jobs(planned: pd.DataFrame, profile: Profile) -> list[tuple[str, Recipe]]:
+    """(tag, recipe) of every fine-tuning of a ``plan``, for ``fine_tune_many``."""
+    return [
         (
             row.tag,
             Recipe.from_profile(
                 profile, objective="cma" if row.lam else "clip", lam=row.lam, seed=row.seed, classes=row.classes
             ),
         )
-        for row in trained.itertuples()
+        for row in planned[planned.method != "zero-shot"].itertuples()
     ]
+
+
+def carry_out(planned: pd.DataFrame, profile: Profile, folder: Path, **options: object) -> pd.DataFrame:
+    """Run every fine-tuning of a ``plan`` that is not done yet; the plan with ``weights``, paths below ``folder``.
+
+    The zero-shot row keeps the profile's own weights. Options and errors as ``fine_tune_many``.
+    """
+    jobs = planned_jobs(planned, profile)
     places = fine_tune_many(jobs, profile, folder / "checkpoints", **options)
     weights = {tag: str((place / "model.safetensors").relative_to(folder)) for tag, place in places.items()}
     return planned.assign(weights=[weights.get(tag, profile.pretrained) for tag in planned.tag])
@@ -573,10 +602,11 @@ def fine_tune_many(
 ) -> dict[str, Path]:
     """Run independent fine-tunings side by side; returns tag -> folder of the finished fine-tuning.
 
-    On the CPU ``profile.parallel`` child processes of one thread each share the jobs (with ``profile.processes`` > 1
-    one torchrun of that size takes them in turn); a child serves several jobs, so that data and libraries are loaded
-    once. Finished jobs are skipped by identity: here for jobs on all classes if ``study`` and the starting ``model``
-    are given, otherwise by the child. Interrupted or failed, the children are ended and the next call resumes.
+    With ``profile.processes`` > 1 one torchrun of that size takes the jobs in turn, whatever ``parallel`` says.
+    Otherwise ``profile.parallel`` child processes share them: of one thread each on the CPU, one child on a GPU, or
+    with 0 this process. A child serves several jobs, so that data and libraries are loaded once. Finished jobs are
+    skipped by identity: here for jobs on all classes if ``study`` and the starting ``model`` are given, otherwise by
+    the child. Interrupted or failed, the children are ended and the next call resumes.
     Raises UserError (or RuntimeError for a crash) with the last lines of the failing child's log.
     """
     folder = Path(folder)
@@ -648,7 +678,7 @@ def _run_lanes(
     for tag, recipe in pending:
         job = {"profile": profile.model_dump(mode="json"), "recipe": dataclasses.asdict(recipe)}
         described.append(job | {"folder": str((folder / tag).resolve()), "save_every": save_every})
-    if profile.parallel == 0:
+    if profile.processes == 1 and profile.parallel == 0:
         studies: dict[str, Any] = {}
         for job in described:
             run_job(job, studies)

@@ -131,7 +131,10 @@ def test_check_of_the_paper_lane_says_what_is_missing_and_whence(world, capsys):
     (root / "MOS" / "SUN" / "1.jpg").touch()
     assert cli.main(["check", "--profile", "imagenet", "-p", f"data_root={root}", f"corpus={root}/dict"]) == 1
     said = capsys.readouterr().out
-    for part in ("1 of 1000 class folders", "138 GB; image-net.org", "0 of 7 image lists", "MIT", "wordnet-base"):
+    for part in (
+        "1 of 1000 class folders", "138 GB; image-net.org", "0 of 7 image lists", "MIT", "wordnet-base",
+        "11 checkpoints 6.1",
+    ):  # fmt: skip
         assert part in said, part
     assert f"ok      SUN (far, 10,000 images) in {root}/MOS/SUN" in said and "MISSING Places" in said
     assert "MISSING SSB-hard" in said and "Something is missing" in said
@@ -140,7 +143,59 @@ def test_check_of_the_paper_lane_says_what_is_missing_and_whence(world, capsys):
 def test_check_of_weights_names_near_tags():
     item = check._weights(runs.Profile(model="ViT-B-16-quickgelu", pretrained="opnai"))
     assert item.ok is False and "openai" in item.remedy
-    assert check._weights(runs.Profile()).ok
+    assert "builtin" in check._weights(runs.Profile(pretrained="bultin")).remedy
+    assert check._weights(runs.Profile()).ok and check._weights(runs.Profile(pretrained="random")).ok
+
+
+def test_check_of_an_unknown_model_names_near_ones():
+    profile = runs.Profile(model="ViT-B-16-quikgelu", pretrained="openai")
+    item = check._weights(profile)
+    assert item.ok is False and "did you mean ViT-B-16-quickgelu" in item.remedy
+    assert "not known" in str(check._disk(profile))
+
+
+def test_check_names_openai_s_licence_for_openai_s_weights_only(monkeypatch):
+    monkeypatch.setattr(check, "_cached", lambda _: False)
+    for model, tag in (("ViT-B-16-quickgelu", "openai"), ("ViT-B-16", "laion2b_s34b_b88k")):
+        item = check._weights(runs.Profile(model=model, pretrained=tag))
+        assert item.ok is False and ("OpenAI" in item.remedy) == (tag == "openai")
+
+
+def test_check_reckons_the_disk_that_a_profile_needs(monkeypatch):
+    paper = runs.load_profile("imagenet")
+    assert 12 < sum(check.room(paper).values()) < 25 and sum(check.room(runs.Profile()).values()) < 1
+    usage = type("Usage", (), {"free": 2**30})
+    monkeypatch.setattr(check.shutil, "disk_usage", lambda _: usage)
+    low = check._disk(paper)
+    assert (
+        low.ok is False and str(low).startswith("  LOW ") and "1.0 GiB free" in str(low) and "OOD_OUTPUTS" in low.remedy
+    )
+    assert str(check._disk(runs.Profile())).startswith("  ok ")
+
+
+def test_check_wants_both_files_of_a_wordnet_folder(tmp_path):
+    profile = runs.Profile(corpus=str(tmp_path))
+
+    def corpus():
+        return next(item for item in check.needs(profile) if item.what.startswith("corpus"))
+
+    assert corpus().ok is False and "without data.noun and data.adj" in str(corpus())
+    (tmp_path / "data.noun").touch()
+    assert "without data.adj" in str(corpus())
+    (tmp_path / "data.adj").touch()
+    assert corpus().ok
+
+
+def test_check_compares_class_folders_by_name(tmp_path):
+    from ood_utils.data import imagenet_wnids
+
+    for part, names in {"train": imagenet_wnids(), "val": [f"{n:03d}" for n in range(1000)]}.items():
+        for name in names:
+            (tmp_path / "imagenet" / part / name).mkdir(parents=True)
+    lines = [str(item) for item in check._imagenet(runs.Profile(data="imagenet", data_root=str(tmp_path)))]
+    assert any(line.startswith("  ok ") and "train: 1000 of 1000 class folders" in line for line in lines)
+    assert any(line.startswith("  WRONG ") and "val: 1000 folders" in line and "'000'" in line for line in lines)
+    assert any(line.startswith("  MISSING") and "val: 0 of 1000" in line for line in lines)
 
 
 def test_check_without_a_profile_asks_only_for_what_the_default_needs(world, capsys, monkeypatch):

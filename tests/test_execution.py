@@ -48,7 +48,9 @@ def test_every_kernel_is_as_jupyter_starts_it_and_knows_nothing_of_the_one_befor
             assert go(executor, tmp_path, loaded + asked, spoil, "print('said')")[0] is None
             assert "said" in (tmp_path / "out.ipynb").read_text()
         error, peak = go(executor, tmp_path, "import no_such_module")
-    assert error["kind"] == "ModuleNotFoundError" and peak > 10
+        mistake, _ = go(executor, tmp_path, "from ood_utils.errors import UserError\nraise UserError('no such; do so')")
+    assert error["kind"] == "ModuleNotFoundError" and error["tail"] and peak > 10
+    assert mistake["message"] == "no such; do so" and not mistake["tail"]  # a user's mistake has no traceback
 
 
 @pytest.mark.series

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,12 +17,15 @@ import tiny
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 
 from ood_utils import models, objectives, run, train, training
+from ood_utils.embeddings import encode
 from ood_utils.errors import UserError
 from ood_utils.training import Recipe, batch_keys, fine_tune, fine_tune_many
 
 torch.set_num_threads(1)
+os.environ.setdefault(training.CUBLAS, ":4096:8")  # before any test touches a GPU: cuBLAS reads it once
 SHORT = {"steps": 6, "batch": 8, "lr": 1e-3, "warmup": 2}
 
 
@@ -179,6 +183,32 @@ def test_scale_modes(tmp_path: Path) -> None:
         assert low < scale < high, mode
 
 
+class Photos(torch.utils.data.Dataset):
+    """Noise of 224 x 224 pixels by key, labels in turn."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, key: int) -> tuple[torch.Tensor, int]:
+        return torch.randn(3, 224, 224, generator=torch.Generator().manual_seed(int(key))), int(key) % 3
+
+
+def test_the_paper_s_model_trains_and_encodes(tmp_path: Path) -> None:
+    """ViT-B/16 with QuickGELU and random weights: two steps with cached gradients, then unit rows. 20 s, 4 GB."""
+    name, texts = "ViT-B-16-quickgelu", ["The nice cat", "The nice dog", "The nice bird"]
+    model, _, tokenizer = models.load(name, "random")
+    watched = ("visual.conv1.weight", "visual.proj", "text_projection", "token_embedding.weight", "logit_scale")
+    before = {key: model.state_dict()[key].clone() for key in watched}
+    images = tiny.Images("photos", Photos(), np.arange(4) % 3)
+    recipe = Recipe(model=name, steps=2, batch=4, chunk=2, warmup=0, lr=1e-4)
+    log = fine_tune(model, tokenizer, images, texts, recipe, tmp_path / "a", progress=False)
+    (tmp_path / "a/model.safetensors").unlink()  # pytest keeps folders, and this is 0.6 GB
+    assert len(log) == 2 and np.isfinite(log.to_numpy()).all()
+    assert not any(torch.equal(before[key], model.state_dict()[key]) for key in watched)
+    for rows in (encode(model, Photos(), progress=False), encode(model, texts, tokenizer)):
+        assert rows.shape[1] == 512 and np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{"precision": "bf16"}, {"objective": "clip"}, {"class_aware": True}])
 def test_other_recipes_run(tmp_path: Path, options: dict[str, object]) -> None:
     weights = tuned(tmp_path, Recipe(**SHORT, **options))
@@ -192,12 +222,17 @@ class Stop(Exception):
     pass
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("objective,save_every", [("cma", 1), ("m2mix", 2), ("clip", 4)])
 def test_a_stopped_run_resumes_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, save_every: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, save_every: int, device: str
 ) -> None:
-    recipe = Recipe(objective=objective, **SHORT)
-    whole = tuned(tmp_path / "whole", recipe)
+    recipe = Recipe(objective=objective, **SHORT, deterministic=device == "cuda")
+    whole = tuned(tmp_path / "whole", recipe, device=device)
     advance = training._Run.advance
     for last in (5, 2):
 
@@ -208,14 +243,27 @@ def test_a_stopped_run_resumes_to_the_same_bits(
 
         monkeypatch.setattr(training._Run, "advance", stop)
         with pytest.raises(Stop):
-            tuned(tmp_path / f"at-{last}", recipe, save_every=save_every)
+            tuned(tmp_path / f"at-{last}", recipe, save_every=save_every, device=device)
         monkeypatch.setattr(training._Run, "advance", advance)
         kept = (tmp_path / f"at-{last}/state.pt").exists()
         assert kept == (last >= save_every) and not (tmp_path / f"at-{last}/card.json").exists()
         torch.manual_seed(99)  # what happened in between does not matter
-        assert same(whole, tuned(tmp_path / f"at-{last}", recipe, save_every=save_every))
+        assert same(whole, tuned(tmp_path / f"at-{last}", recipe, save_every=save_every, device=device))
         logs = [pd.read_parquet(tmp_path / name / "log.parquet") for name in ("whole", f"at-{last}")]
         pd.testing.assert_frame_equal(*(log.drop(columns="seconds") for log in logs))
+
+
+def test_deterministic_holds_for_the_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = run.make_profile({"deterministic": True}, "test")
+    recipe = Recipe.from_profile(profile, **SHORT)
+    assert recipe.deterministic and not Recipe().deterministic
+    tuned(tmp_path, recipe)
+    assert json.loads((tmp_path / "card.json").read_text())["provenance"]["torch"]["deterministic"]
+    assert not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.delenv(training.CUBLAS)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(UserError, match="deterministic.*too late.*parallel"), training._determinism(True, "cuda:0"):
+        pass
 
 
 CHILD = """
@@ -399,6 +447,48 @@ def test_many_fine_tunings_run_once(lane: dict[str, object], tmp_path: Path, mon
     assert alone["identity"] == cards[1]["identity"] and alone["weights"] == cards[1]["weights"]
 
 
+@pytest.mark.distributed
+def test_notebook_02_trains_under_torchrun_what_one_process_trains(lane: dict[str, object], tmp_path: Path) -> None:
+    """``processes`` = 2 starts a torchrun of its own, with ``parallel`` = 0 too, and trains the same model."""
+    lane = lane | {"lams": [0.1], "seeds": [0], "parallel": 0}
+    ends, logs, cards = [], [], []
+    for processes in (1, 2):
+        profile, folder = run.make_profile(lane | {"processes": processes}, "test"), tmp_path / str(processes)
+        (weights,) = training.carry_out(training.plan(profile), profile, folder, progress=False).weights
+        assert weights == "checkpoints/lam0.1_seed0/model.safetensors"
+        ends.append(load_file(folder / weights))
+        logs.append(pd.read_parquet((folder / weights).with_name("log.parquet")).drop(columns="seconds"))
+        cards.append(json.loads((folder / weights).with_name("card.json").read_text()))
+    assert [card["processes"] for card in cards] == [1, 2] and cards[0]["identity"] == cards[1]["identity"]
+    np.testing.assert_allclose(*logs, rtol=1e-3, atol=1e-4)
+    start = load_file(str(lane["pretrained"]))
+    # Adam moves a weight whose gradient is rounding noise as far as any other, so all weights are judged together
+    moved = sum((ends[0][key] - start[key]).double().square().sum() for key in start)
+    apart = sum((ends[0][key] - ends[1][key]).double().square().sum() for key in start)
+    assert apart.sqrt() < 0.05 * moved.sqrt()
+
+
+@pytest.mark.distributed
+def test_a_mistake_under_torchrun_is_still_one_sentence(lane: dict[str, object], tmp_path: Path) -> None:
+    profile = run.make_profile(lane | {"processes": 2, "lams": [0.1], "data_root": "/nowhere"}, "test")
+    with pytest.raises(UserError, match="^[^\\n]*/nowhere[^\\n]*$"):
+        training.carry_out(training.plan(profile), profile, tmp_path, progress=False)
+
+
+def test_the_readme_s_commands_train_what_notebook_02_looks_for() -> None:
+    """Folder and recipe of both torchrun commands are those of the plan, so that 02 finds its training done."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line) for line in readme.splitlines() if line.startswith(".venv/bin/torchrun")]
+    assert len(commands) == 2
+    profile = run.load_profile("imagenet", {"data_root": "/data"})
+    planned = dict(training.planned_jobs(training.plan(profile, profile.lam), profile))
+    for words in commands:
+        (job,) = train._jobs(train._parser().parse_args(words[words.index("ood_utils.train") + 1 :]))
+        place = Path(job["folder"])
+        assert place.parent == Path("outputs/imagenet/checkpoints") and job["profile"]["data_root"] == "/data"
+        assert Recipe(**job["recipe"]) == planned[place.name]
+
+
 def test_a_failing_child_is_reported_in_its_own_words(lane: dict[str, object], tmp_path: Path) -> None:
     profile = run.make_profile(lane | {"data_root": str(tmp_path / "nowhere")}, "test")
     with pytest.raises(UserError, match="nowhere"):
@@ -436,8 +526,16 @@ def test_the_command_line_says_what_is_wrong(capsys: pytest.CaptureFixture[str],
         ("--profile", str(profile)): "--folder is missing",
         ("--profile", str(profile), "--folder", "x", "-p", "stepz=3"): "stepz",
         ("--profile", str(profile), "--folder", "x", "-p", "steps"): "no value",
+        ("--profile", str(profile), "--folder", "x", "-p", "lam=0.1", "lams=[0,"): "not a YAML value",
         ("--profile", str(profile), "--folder", "x", "--lam", "2"): "lam is 2",
         ("--profile", "nowhere", "--folder", "x"): "nowhere",
     }.items():
         assert train.main(words) == 2
         assert said in capsys.readouterr().err
+
+
+def test_p_takes_several_values_and_deterministic_is_one_of_them(tmp_path: Path) -> None:
+    words = ["--profile", "glyphs", "--folder", "x", "-p", "lam=0.1", "steps=7", "-p", "lr=1e-3", "--deterministic"]
+    (job,) = train._jobs(train._parser().parse_args(words))
+    assert [job["recipe"][name] for name in ("lam", "steps", "lr", "deterministic")] == [0.1, 7, 1e-3, True]
+    assert job["profile"]["deterministic"]
