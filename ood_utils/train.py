@@ -13,6 +13,7 @@ torchrun adds a traceback of its own (ChildFailedError) below it, which says not
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -93,6 +94,8 @@ def _forked(jobs: list[dict[str, Any]], forks: int, watch: bool) -> int:
     studies: dict[str, Any] = {}
     for job in jobs:
         training.study_of(job, studies)
+    training.give_back_memory()
+    gc.freeze()  # a collection in a fork would copy every page that it looks at
     children = []
     for number in range(forks):
         if not (child := os.fork()):
