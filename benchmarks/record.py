@@ -106,7 +106,7 @@ def figure(value: float | None) -> str:
 
 def render(rows: list[Row]) -> str:
     """The Markdown table of the latest rows, section by section."""
-    lines = ["# Benchmarks", "", "Made by `python -m benchmarks`; every figure ever measured is in `results.csv`."]
+    lines = ["# Benchmarks", "", "Made by `python -m benchmarks`; older figures are in `results.csv`."]
     lines += ["A share is a fraction of the ceiling, or a multiple of the baseline, that the row names.", ""]
     for section, title in TITLES.items():
         lines += [f"## {title}", "", "| what | value | unit | share | target | met | machine | commit, date |"]
