@@ -27,7 +27,7 @@ from ood_utils.sphere import Globe, principal_axes
 ID, OOD = "#0072B2", "#D55E00"
 FAMILY_COLOURS = {"image-image": "#56B4E9", "text-text": "#E69F00", "matched": "#009E73", "mismatched": "#7F7F7F"}
 METHOD_COLOURS = {"zero-shot": "#7F7F7F", "FLYP": "#E69F00", "CMA": "#009E73", "m2-mix": "#CC79A7"}
-SPARE_COLOURS = ("#56B4E9", "#000000", "#0072B2", "#B8A000")
+SPARE_COLOURS = ("#56B4E9", "#000000", "#0072B2", "#882255")
 WIDTH = 9.0  # inches: a notebook's text column
 PANEL = 3.2  # inches: height of one row of panels
 
@@ -123,7 +123,7 @@ def _place_labels(
             if best is None or clear > best[0]:
                 best = (clear, dx, dy, align, centre)
         _, dx, dy, align, centre = best
-        placed += [centre - [width / 4, 0], centre, centre + [width / 4, 0]]
+        placed += [centre + [part * width, 0] for part in (-0.45, -0.25, 0, 0.25, 0.45)]
         side = {0.0: "left", 0.5: "center", 1.0: "right"}[align]
         ax.annotate(label, ax.transData.inverted().transform(point), (dx, dy), textcoords="offset points",
                     ha=side, va="center", fontsize=9, color=colour)  # fmt: skip
@@ -557,7 +557,7 @@ def results(frame: pd.DataFrame, title: str, metric: str = "fpr95_id", xlabel: s
     return figure, mean
 
 
-def class_gaps(frame: pd.DataFrame, title: str, names: Sequence[str] | None = None, label: int = 6) -> Drawn:
+def class_gaps(frame: pd.DataFrame, title: str, names: Sequence[str] | None = None, label: int = 3) -> Drawn:
     """Is the gap one direction shared by all classes? x = cosine of a class' gap with the shared one, y = its length.
 
     ``frame`` from ``geometry.per_class_gap``; ``names`` (K,) labels the ``label`` classes furthest from the
