@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from open_clip import OPENAI_IMAGENET_TEMPLATES
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor, nn
@@ -323,6 +324,14 @@ class _Cache:
             _write_shard(path, key, *part)
         return part[0]
 
+    def classes(self, names: list[str]) -> np.ndarray:
+        """(K, d) rows of the ID classes: prompted, or the unit mean over open_clip's templates."""
+        if not self.profile.ensemble:
+            return self.texts("class_text", prompts(self.profile.prompt, names))
+        texts = [template(name) for name in names for template in OPENAI_IMAGENET_TEMPLATES]
+        rows = self.texts("class_templates", texts).reshape(len(names), len(OPENAI_IMAGENET_TEMPLATES), -1)
+        return _unit(torch.from_numpy(rows.mean(1)), "class texts")
+
 
 def embed(
     model: nn.Module,
@@ -335,7 +344,7 @@ def embed(
     """Embed a study with a model, reading from ``folder`` what is already there.
 
     ``sets``: names of the image sets wanted (all of ``study.sets`` by default). Class texts are prompted with
-    ``profile.prompt``, the corpus with ``profile.negative_prompt``, its adjectives with ``profile.adjective_prompt``. Cache
+    ``profile.prompt`` (or averaged over open_clip's templates: ``profile.ensemble``), the corpus with ``profile.negative_prompt``, its adjectives with ``profile.adjective_prompt``. Cache
     files are keyed by weights, images or texts, precision and kind of device. Raises UserError for an unknown set,
     more than ``profile.max_unreadable`` unreadable images, embeddings that are not finite, absent CUDA, a folder that
     cannot be written.
@@ -353,7 +362,7 @@ def embed(
                 unreadable[name] = lost
     return Space(
         images,
-        cache.texts("class_text", prompts(profile.prompt, study.class_names)),
+        cache.classes(study.class_names),
         cache.texts("corpus_text", words.prompts(study.corpus, profile.negative_prompt, profile.adjective_prompt)),
         float(model.logit_scale.detach().exp()),
         unreadable,

@@ -78,6 +78,9 @@ class Profile(BaseModel):
     model: str = Field("GlyphCLIP", min_length=1, description="an open_clip model name")
     pretrained: str = Field("builtin", min_length=1, description="builtin, an open_clip tag, or a path to weights")
     prompt: str = Field("a {}", description='template of the ID class names, with "{}" where the name goes')
+    ensemble: bool = Field(
+        False, description="embedded ID class texts: mean over open_clip's 80 ImageNet templates instead of the prompt"
+    )
     negative_prompt: str = Field("a {}", description='template of the negative labels, with "{}"')
     adjective_prompt: str = Field("This is a {} photo", description='template of adjectives among them, with "{}"')
     lam: float = Field(0.003, ge=0, le=1, description="weight of the alignment term, 0 (FLYP) to 1")

@@ -234,3 +234,16 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
         embed(tiny.model(), tiny.tokenizer, study(), PROFILE, tmp_path / "file")
+
+
+def test_class_texts_may_be_the_mean_over_open_clips_templates(tmp_path: Path) -> None:
+    from open_clip import OPENAI_IMAGENET_TEMPLATES, build_zero_shot_classifier
+
+    from ood_utils import data, models
+    from ood_utils.run import make_profile
+
+    profile = make_profile({"id_classes": 5, "corpus_words": 5, "device": "cpu", "ensemble": True}, "test")
+    study, (network, _, tokens) = data.load(profile), models.load()
+    found = embeddings.embed(network, tokens, study, profile, tmp_path, []).class_text
+    theirs = build_zero_shot_classifier(network, tokens, study.class_names, OPENAI_IMAGENET_TEMPLATES, None, "cpu")
+    np.testing.assert_allclose(found, theirs.T.numpy(), atol=1e-5)
