@@ -95,11 +95,14 @@ class Tolerant(Dataset):
 def collate(
     items: list[tuple[Tensor | None, int, int, str]],
 ) -> tuple[Tensor | list[Tensor] | None, Tensor, list[int], list[tuple[int, str]]]:
-    """(images (b, 3, H, W), a list of undecoded files, or None; labels (b,), keys of these rows, (key, path) of what was unreadable)."""
+    """(images, labels (b,), keys of these rows, (key, path) of what was unreadable).
+
+    Images are (b, 3, H, W), a list of undecoded files, or None.
+    """
     good = [item for item in items if item[0] is not None]
     rows = [item[0] for item in good]
-    alike = len({row.shape for row in rows}) == 1 and rows[0].dtype != torch.uint8
-    images = default_collate(rows) if alike else rows or None  # undecoded files stay a list
+    undecoded = not rows or rows[0].ndim == 1
+    images = rows or None if undecoded else default_collate(rows)
     labels = torch.tensor([int(item[1]) for item in good], dtype=torch.long)
     return images, labels, [item[2] for item in good], [(item[2], item[3]) for item in items if item[3]]
 
@@ -145,8 +148,8 @@ def encode_images(
     image that cannot be decoded; its row is left out. Without the list the first one is a UserError.
     ``progress``: True for a bar, False, or a bar of the caller to be moved on. ``compile``: torch.compile the image
     tower (pays on a GPU for tens of thousands of images). ``decode``: the dataset gives files as bytes
-    (``decoding.Undecoded``) and this turns a batch of them into images on the device (``decoding.decoder``). Raises UserError if CUDA is asked for but absent or if
-    embeddings are not finite.
+    (``decoding.Undecoded``) and this turns a batch of them into images on the device (``decoding.decoder``). Raises
+    UserError if CUDA is asked for but absent or if embeddings are not finite.
     """
     device = resolve_device(device)
     model.to(device).eval().visual.to(memory_format=torch.channels_last)
@@ -344,7 +347,8 @@ def embed(
     """Embed a study with a model, reading from ``folder`` what is already there.
 
     ``sets``: names of the image sets wanted (all of ``study.sets`` by default). Class texts are prompted with
-    ``profile.prompt`` (or averaged over open_clip's templates: ``profile.ensemble``), the corpus with ``profile.negative_prompt``, its adjectives with ``profile.adjective_prompt``. Cache
+    ``profile.prompt`` (or averaged over open_clip's templates: ``profile.ensemble``), the corpus with
+    ``profile.negative_prompt``, its adjectives with ``profile.adjective_prompt``. Cache
     files are keyed by weights, images or texts, precision and kind of device. Raises UserError for an unknown set,
     more than ``profile.max_unreadable`` unreadable images, embeddings that are not finite, absent CUDA, a folder that
     cannot be written.

@@ -39,7 +39,8 @@ class Executor:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._end()
+        if self.nursery:  # nothing else outlives `execute`
+            self._end()
         self.aside.cleanup()
 
     def execute(
@@ -129,10 +130,8 @@ def _watch(
 
 
 def _events(aside: Path) -> list[dict[str, Any]]:
-    with suppress(FileNotFoundError):
-        lines = (aside / "events").read_text().split("\n")[:-1]  # what has no line end yet is being written
-        return [json.loads(line) for line in lines]
-    return []
+    lines = (aside / "events").read_text().split("\n")[:-1]  # what has no line end yet is being written
+    return [json.loads(line) for line in lines]
 
 
 def _memory(pid: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from .errors import UserError
@@ -66,16 +66,8 @@ def wordnet(
     """
     files = {f"{part}.{name}": set() for part, names in _LEXICOGRAPHER.items() for name in names.values()}
     for part in _LEXICOGRAPHER:
-        path = Path(dict_folder) / f"data.{part}"
-        try:
-            for line in path.read_text("utf-8").splitlines():
-                if line.strip() and not line.startswith(" "):  # the licence is indented
-                    name, words = _synset(line, part)
-                    files[name].update(words if every_word else words[:1])
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); give a dict folder of WordNet.") from error
-        except (ValueError, KeyError, IndexError) as error:
-            raise UserError(f"{path} is no Princeton WordNet data file; give a dict folder of WordNet.") from error
+        for _, name, words in _synsets(dict_folder, part):
+            files[name].update(words if every_word else words[:1])
     if unknown := sorted(set(left_out) - set(files)):
         raise UserError(f"left_out names {unknown[0]!r}, which is none of {', '.join(sorted(files))}.")
     ordered: dict[str, str] = {}
@@ -90,17 +82,21 @@ def synonyms(dict_folder: str | Path, wnids: Sequence[str]) -> list[list[str]]:
 
     An empty list where the offset is none of that file's (another version of WordNet). Errors as ``wordnet``.
     """
-    wanted, found = {wnid[1:] for wnid in wnids}, {}
-    path = Path(dict_folder) / "data.noun"
+    found = {offset: words for offset, _, words in _synsets(dict_folder, "noun")}
+    return [found.get(wnid[1:], []) for wnid in wnids]
+
+
+def _synsets(dict_folder: str | Path, part: str) -> Iterator[tuple[str, str, list[str]]]:
+    """(offset, lexicographer file, words) of every synset of a part of speech; UserError: missing or foreign file."""
+    path = Path(dict_folder) / f"data.{part}"
     try:
         for line in path.read_text("utf-8").splitlines():
-            if line[:8] in wanted:
-                found[line[:8]] = _synset(line, "noun")[1]
+            if line.strip() and not line.startswith(" "):  # the licence is indented
+                yield line.split()[0], *_synset(line, part)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a dict folder of WordNet.") from error
     except (ValueError, KeyError, IndexError) as error:
         raise UserError(f"{path} is no Princeton WordNet data file; give a dict folder of WordNet.") from error
-    return [found.get(wnid[1:], []) for wnid in wnids]
 
 
 def _synset(line: str, part: str) -> tuple[str, list[str]]:

@@ -1,11 +1,15 @@
-"""Small notebooks without torch, and a stand-in for the execution of one."""
+"""Small notebooks without torch, a stand-in for the execution of one, and a disk that refuses."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 PARAMETERS = 'profile = "glyphs-tiny"\nrun = ""\nchanges = {}'
 
@@ -39,3 +43,15 @@ def executor(calls: list[str], writes: dict[str, dict[str, str]], error: dict[st
         return error, 1
 
     return execute
+
+
+def refusing_disk(patch: pytest.MonkeyPatch, step: str) -> None:
+    """A disk that is full half-way through a "write", or at the "rename" that ends one."""
+    write = Path.write_bytes
+
+    def refuse(first: Path, content: bytes | Path) -> None:
+        if step == "write":
+            write(first, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    patch.setattr(*((Path, "write_bytes", refuse) if step == "write" else (os, "replace", refuse)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fakes import refusing_disk
 from safetensors.numpy import save_file
 
 from ood_utils import models, scores
@@ -53,14 +52,7 @@ def test_a_refusing_disk_is_one_sentence_and_leaves_the_old_detector(
     path = tmp_path / "d.safetensors"
     guard.save(path)
     old = path.read_bytes()
-    write = Path.write_bytes
-
-    def refuse(first: Path, content: bytes | Path) -> None:
-        if step == "write":
-            write(first, content[: len(content) // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(*((Path, "write_bytes", refuse) if step == "write" else (os, "replace", refuse)))
+    refusing_disk(monkeypatch, step)
     with pytest.raises(UserError, match=r"cannot write .*d\.safetensors: No space left"):
         guard.save(path)
     assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]

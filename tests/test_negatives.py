@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +11,7 @@ import mini_imagenet
 import numpy as np
 import pytest
 import torch
+from fakes import refusing_disk
 
 from ood_utils import data, negatives, words
 from ood_utils.errors import UserError
@@ -204,14 +203,7 @@ def test_a_refusing_disk_is_one_sentence_and_leaves_the_old_list(
 ) -> None:
     path = NegativeList(["a"], ["a"], [0]).save(tmp_path / "n.json")
     old = path.read_bytes()
-    write = Path.write_bytes
-
-    def refuse(first: Path, content: bytes | Path) -> None:
-        if step == "write":
-            write(first, content[: len(content) // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(*((Path, "write_bytes", refuse) if step == "write" else (os, "replace", refuse)))
+    refusing_disk(monkeypatch, step)
     with pytest.raises(UserError, match=r"cannot write .*n\.json: No space left"):
         NegativeList(["b"], ["b"], [1]).save(path)
     assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
