@@ -6,7 +6,6 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from .errors import UserError
@@ -55,33 +54,13 @@ def _changes(command: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
-    """Profile values from key=value words, read as YAML (text fields as they stand), paths made absolute."""
-    import yaml
-
-    from . import run as runs
-
-    changes = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise UserError(f"-p {pair} has no value; write -p {key}=VALUE")
-        field = runs.Profile.model_fields.get(key)
-        if field is None:
-            raise UserError(f"unknown parameter '{key}'{runs.nearest(key, runs.Profile.model_fields)}")
-        try:
-            changes[key] = text if field.annotation is str else runs.parse_yaml(text)
-        except yaml.YAMLError:
-            raise UserError(f"-p {key}={text} is not a YAML value; quote it for the shell") from None
-    return runs.absolute_paths(changes, Path.cwd())
-
-
 def _run(options: argparse.Namespace) -> int:
+    from . import run as runs
     from . import series
 
     if options.timeout is not None and not options.timeout > 0:
         raise UserError(f"--timeout {options.timeout:g} is refused: give minutes above 0")
-    changes = parse_changes(options.p)
+    changes = runs.parse_changes(options.p)
     try:
         series.run_series(options.profile, changes, options.run, options.only, options.force, options.timeout)
     except series.NotebookFailed as failure:
@@ -92,8 +71,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from . import check
+    from . import run as runs
 
-    return check.main(options.profile, parse_changes(options.p))
+    return check.main(options.profile, runs.parse_changes(options.p))
 
 
 def _report(options: argparse.Namespace) -> int:

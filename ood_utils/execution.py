@@ -68,7 +68,8 @@ class Executor:
         words: dict[str, Any] = {"cwd": runs.ROOT, "env": self._environment(aside), "stderr": open(aside / "log", "ab")}
         with words["stderr"]:
             if kernels.can_fork():
-                self.nursery = self.nursery or kernels.Nursery(self.modules, words)
+                command = [sys.executable, "-m", __name__, "--nursery", *self.modules]
+                self.nursery = self.nursery or kernels.Nursery(command, words)
                 return self.nursery.start(aside)
             words |= {"stdin": subprocess.DEVNULL, "stdout": words["stderr"], "start_new_session": True}
             return subprocess.Popen([sys.executable, "-m", __name__, str(aside)], **words)
@@ -241,4 +242,7 @@ def _coalesce(notebook: Any) -> None:
 
 
 if __name__ == "__main__":
-    execute_here(Path(sys.argv[1]))
+    if sys.argv[1] == "--nursery":
+        kernels.nurse(sys.argv[2:], execute_here)
+    else:
+        execute_here(Path(sys.argv[1]))

@@ -17,10 +17,12 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+Work = Callable[[Path, type], None]  # executes the notebook that a folder describes, with a kernel manager
 
 
 def can_fork() -> bool:
@@ -31,16 +33,15 @@ def can_fork() -> bool:
 class Nursery:
     """The runner's end: starts the process, asks it for one fork at a time and hears how that one ended."""
 
-    def __init__(self, modules: Iterable[str], words: dict[str, Any]) -> None:
-        """`words` (environment, directory, where errors go) are those of subprocess.Popen."""
-        command = [sys.executable, "-m", __name__, *modules]
+    def __init__(self, command: list[str], words: dict[str, Any]) -> None:
+        """`command` calls `nurse`; `words` (environment, directory, where errors go) are subprocess.Popen's."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
         self.process = subprocess.Popen(command, start_new_session=True, **pipes, **words)
         self.pid = self.process.pid
         self.returncode: int | None = None
 
     def start(self, folder: Path) -> Nursery:
-        """Have `execution.execute_here(folder)` run in a fork. Returns itself."""
+        """Have the nursery's work done on `folder` in a fork. Returns itself."""
         self.returncode = None
         self.process.stdin.write(f"{folder}\n".encode())
         return self
@@ -64,7 +65,7 @@ class Nursery:
         self.process.stdout.close()
 
 
-def _nurse(modules: Iterable[str]) -> None:
+def nurse(modules: Iterable[str], work: Work) -> None:
     """The nursery itself: import, then fork for every folder named on standard input, one after the other."""
     answers = os.dup(1)
     os.dup2(2, 1)  # what an import prints is no answer
@@ -77,13 +78,13 @@ def _nurse(modules: Iterable[str]) -> None:
         pid = os.fork()
         if pid == 0:
             os.close(answers)
-            return _papermill(Path(folder))
+            return _papermill(Path(folder), work)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         os.write(answers, f"{status}\n".encode())
     return None
 
 
-def _papermill(folder: Path) -> None:
+def _papermill(folder: Path, work: Work) -> None:
     """In a fork: set a kernel's process aside while everything is still quiet, then execute the notebook."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     reading, writing = os.pipe()
@@ -92,9 +93,7 @@ def _papermill(folder: Path) -> None:
         os.close(writing)
         return _kernel(reading)
     os.close(reading)
-    from .execution import execute_here
-
-    return execute_here(folder, kernel_manager(pid, writing))
+    return work(folder, kernel_manager(pid, writing))
 
 
 def _kernel(reading: int) -> None:
@@ -163,7 +162,3 @@ def kernel_manager(pid: int, writing: int) -> type:
             self.provisioner = Handover(kernel_spec=self.kernel_spec, parent=self)
 
     return Manager
-
-
-if __name__ == "__main__":
-    _nurse(sys.argv[1:])

@@ -12,7 +12,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -248,6 +248,23 @@ def make_profile(values: dict[str, Any], source: str) -> Profile:
         field = str(first["loc"][0])
         meaning = Profile.model_fields[field].description
         raise UserError(f"{source}: {field} = {values.get(field)!r} is refused: {fault} ({meaning})") from None
+
+
+def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
+    """Profile values from key=value words, read as YAML (text fields as they stand), paths made absolute."""
+    changes = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UserError(f"-p {pair} has no value; write -p {key}=VALUE")
+        field = Profile.model_fields.get(key)
+        if field is None:
+            raise UserError(f"unknown parameter '{key}'{nearest(key, Profile.model_fields)}")
+        try:
+            changes[key] = text if field.annotation is str else parse_yaml(text)
+        except yaml.YAMLError:
+            raise UserError(f"-p {key}={text} is not a YAML value; quote it for the shell") from None
+    return absolute_paths(changes, Path.cwd())
 
 
 def absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:

@@ -54,8 +54,7 @@ def _jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in options.job]
     if options.folder is None:
         raise UserError("--folder is missing; say where the weights, the log and the card go")
-    from .__main__ import parse_changes
-    from .run import load_profile
+    from .run import load_profile, parse_changes
     from .training import Recipe
 
     asked = parse_changes(options.p) | ({"deterministic": True} if options.deterministic else {})

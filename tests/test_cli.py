@@ -64,7 +64,7 @@ def test_unknown_commands_end_with_status_2(capsys):
 def test_values_are_read_by_the_field_s_type(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.images").mkdir()
-    changes = cli.parse_changes(["lam=1e-3", "lams=[0, 1e-2]", "title=007: a title", "data_root=my.images", "model="])
+    changes = runs.parse_changes(["lam=1e-3", "lams=[0, 1e-2]", "title=007: a title", "data_root=my.images", "model="])
     assert changes == {"lam": 1e-3, "lams": [0, 1e-2], "title": "007: a title", "model": ""} | {
         "data_root": str(tmp_path / "my.images")
     }
