@@ -31,9 +31,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(record.TITLES)}; all by default"
     )
-    made.add_argument("--profile", default="glyphs", help="profile of the series section (default: %(default)s)")
-    made.add_argument("--scale", type=float, default=1.0, help="share of the full size; below 1 nothing is recorded")
-    made.add_argument("--workers", type=int, default=0, help="data loader processes of encode and train (default: 0)")
+    made.add_argument(
+        "--profile", default="glyphs", help="profile of the series section (default: %(default)s)"
+    )
+    made.add_argument(
+        "--scale", type=float, default=1.0, help="share of the full size; below 1 nothing is recorded"
+    )
+    made.add_argument(
+        "--workers", type=int, default=0, help="data loader processes of encode and train (default: 0)"
+    )
     made.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
     made.add_argument("--render", action="store_true", help="only render RESULTS.md from results.csv")
     return made
@@ -50,10 +56,14 @@ def main() -> None:
         record.TABLE.write_text(record.render(record.read()))
         return
     sections = options.sections or list(record.TITLES)
-    if len(sections) > 1:  # each in a process of its own: memory that one has freed would hide what the next needs
+    if (
+        len(sections) > 1
+    ):  # each in a process of its own: memory that one has freed would hide what the next needs
         shared = [f"--{name}={getattr(options, name)}" for name in ("profile", "scale", "workers", "threads")]
         for section in sections:
-            subprocess.run([sys.executable, "-m", "benchmarks", section, *shared], cwd=record.HERE.parent, check=True)
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks", section, *shared], cwd=record.HERE.parent, check=True
+            )
         return
     if options.threads:
         import torch
@@ -62,7 +72,9 @@ def main() -> None:
     rows = rows_of(sections[0], options)
     for row in rows:
         share = f"  share {record.figure(row.share)}" if row.share is not None else ""
-        print(f"{row.section}: {row.what}: {record.figure(row.value) or row.status} {row.unit}{share}  {row.met()}")
+        print(
+            f"{row.section}: {row.what}: {record.figure(row.value) or row.status} {row.unit}{share}  {row.met()}"
+        )
     if options.scale == 1:
         record.append(rows)
         record.TABLE.write_text(record.render(record.read()))

@@ -109,14 +109,19 @@ def measure(section: str, scale: float, workers: int) -> list[Row]:
     return rows + [waiting(section, what, unit, target, command) for what, unit, target in planned]
 
 
-def named(section: str, lane: Lane, figures: list[tuple[float, float | None]], best: float, workers: int) -> list[Row]:
+def named(
+    section: str, lane: Lane, figures: list[tuple[float, float | None]], best: float, workers: int
+) -> list[Row]:
     """Rows of a lane in the order of PLANNED, then the ceiling; targets are set for CUDA alone."""
     command = f"python -m benchmarks {section}" + (f" --workers {workers}" if workers else "")
     rows = []
     for (what, unit, target), (value, share) in zip(PLANNED[section], figures, strict=True):
         target = target if lane.device == "cuda" else ""
         rows.append(Row(section, f"{lane.name}: {what}", value, unit, share, target, command))
-    return [*rows, Row(section, f"{lane.name}: matrix-product ceiling", best / 1e12, "TFLOP/s", None, "", command)]
+    return [
+        *rows,
+        Row(section, f"{lane.name}: matrix-product ceiling", best / 1e12, "TFLOP/s", None, "", command),
+    ]
 
 
 def encode_rows(lane: Lane, scale: float, workers: int) -> list[Row]:
@@ -171,7 +176,9 @@ def train_rows(lane: Lane, scale: float, workers: int) -> list[Row]:
     from ood_utils import models, training
 
     texts, steps = class_texts(lane.model), max(2, int(lane.steps * scale))
-    recipe = training.Recipe(batch=lane.train_batch, precision=lane.precision, warmup=1, model=lane.model, lr=1e-5)
+    recipe = training.Recipe(
+        batch=lane.train_batch, precision=lane.precision, warmup=1, model=lane.model, lr=1e-5
+    )
     model, _, tokenizer = models.load(lane.model, "random", lane.device)
     best = ceiling(lane.device, lane.precision != "fp32")
     with Peak(lane.device) as peak:
@@ -191,11 +198,19 @@ def train_rows(lane: Lane, scale: float, workers: int) -> list[Row]:
         (rate[1], plain / ours),
         (peak.gb, None),
     ]
-    return named("train", lane, [(float(v), None if s is None else float(s)) for v, s in figures], best, workers)
+    return named(
+        "train", lane, [(float(v), None if s is None else float(s)) for v, s in figures], best, workers
+    )
 
 
 def function_seconds(
-    lane: Lane, model: nn.Module, tokenizer: object, texts: list[str], recipe: Recipe, steps: int, workers: int
+    lane: Lane,
+    model: nn.Module,
+    tokenizer: object,
+    texts: list[str],
+    recipe: Recipe,
+    steps: int,
+    workers: int,
 ) -> float:
     """Seconds a step of ``fine_tune`` in the steady state: a longer run less a shorter one, so that set-up cancels."""
     from dataclasses import replace

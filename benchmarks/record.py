@@ -109,12 +109,25 @@ def render(rows: list[Row]) -> str:
     lines = ["# Benchmarks", "", "Made by `python -m benchmarks`; older figures are in `results.csv`."]
     lines += ["A share is a fraction of the ceiling, or a multiple of the baseline, that the row names.", ""]
     for section, title in TITLES.items():
-        lines += [f"## {title}", "", "| what | value | unit | share | target | met | machine | commit, date |"]
+        lines += [
+            f"## {title}",
+            "",
+            "| what | value | unit | share | target | met | machine | commit, date |",
+        ]
         lines += ["|---|---:|---|---:|---|---|---|---|"]
         for row in (row for row in latest(rows) if row.section == section):
             where = row.machine if row.status == MEASURED else f"{row.status}: `{row.command}`"
             origin = f"{row.commit}, {row.date}" if row.status == MEASURED else ""
-            cells = [row.what, figure(row.value), row.unit, figure(row.share), row.target, row.met(), where, origin]
+            cells = [
+                row.what,
+                figure(row.value),
+                row.unit,
+                figure(row.share),
+                row.target,
+                row.met(),
+                where,
+                origin,
+            ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)

@@ -70,12 +70,26 @@ def measure_scores(scale: float = 1.0) -> list[Row]:
     return [
         row(f"the two float32 products alone, {size}", floor, "s"),
         row("neglabel, 1 group (share: of the products' time)", one, "s", one / floor, "share <= 1.3"),
-        row("neglabel, 100 groups (share: of the products' time)", hundred, "s", hundred / floor, "share <= 1.3"),
+        row(
+            "neglabel, 100 groups (share: of the products' time)",
+            hundred,
+            "s",
+            hundred / floor,
+            "share <= 1.3",
+        ),
         row("neglabel, exact=True (share: of the products' time)", exact, "s", exact / floor),
-        row("plain numpy, extrapolated from a tenth (share: of the products' time)", plain, "s", plain / floor),
+        row(
+            "plain numpy, extrapolated from a tenth (share: of the products' time)", plain, "s", plain / floor
+        ),
         row("neglabel, peak memory above its inputs", peak.gb, "GB", None, "value <= 1"),
         row("neglabel at this size, largest error against float64", error, "log-odds", None, "value <= 1e-6"),
-        row("neglabel, exact=True, largest error against float64", exact_error, "log-odds", None, "value <= 1e-6"),
+        row(
+            "neglabel, exact=True, largest error against float64",
+            exact_error,
+            "log-odds",
+            None,
+            "value <= 1e-6",
+        ),
     ]
 
 
@@ -103,7 +117,9 @@ def measure_metrics(scale: float = 1.0) -> list[Row]:
         ours = seconds(lambda: metrics.bootstrap(inside, outside, n=DRAWS), repeat=1)
     few = 10
     loop = seconds(lambda: [plain_draw(inside, outside, rng) for _ in range(few)], repeat=1) * DRAWS / few
-    paired = seconds(lambda: metrics.paired_bootstrap(inside, outside, inside + 1, outside, n=DRAWS), repeat=1)
+    paired = seconds(
+        lambda: metrics.paired_bootstrap(inside, outside, inside + 1, outside, n=DRAWS), repeat=1
+    )
 
     def row(what: str, value: float, unit: str, share: float | None = None, target: str = "") -> Row:
         return Row("metrics", what, value, unit, share, target, "python -m benchmarks metrics")

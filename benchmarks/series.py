@@ -30,7 +30,9 @@ def reproduce(profile: str, outputs: str) -> tuple[float, float]:
             break
         time.sleep(0.25)
     if child.wait():
-        raise SystemExit(f"error: the series failed with status {child.returncode}; its own message stands above")
+        raise SystemExit(
+            f"error: the series failed with status {child.returncode}; its own message stands above"
+        )
     return time.perf_counter() - began, most / GB
 
 
@@ -51,7 +53,9 @@ def measure(profile: str, scale: float = 1.0) -> list[Row]:
         ("second call, nothing changed", second, "s", "value <= 10"),
         ("size of the run's folder", size / GB, "GB", ""),
     ]
-    started = [Row("series", f"{profile}: {what}", value, unit, None, to, command) for what, value, unit, to in rows]
+    started = [
+        Row("series", f"{profile}: {what}", value, unit, None, to, command) for what, value, unit, to in rows
+    ]
     return [*started, Row("series", "import ood_utils", import_seconds(), "s", None, "value <= 0.5", command)]
 
 

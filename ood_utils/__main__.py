@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run the notebooks that must run, then write the report")
-    run.add_argument("--profile", default="glyphs", help="name in notebooks/profiles or path (default: glyphs)")
+    run.add_argument(
+        "--profile", default="glyphs", help="name in notebooks/profiles or path (default: glyphs)"
+    )
     run.add_argument("--run", default="", help="folder below outputs/ (default: the profile's name)")
     _changes(run)
     run.add_argument("--only", nargs="+", default=[], metavar="NB", help="only these, by number or name")
@@ -44,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write a run's report again")
     report.add_argument("--run", required=True, help="folder below outputs/")
     commands.add_parser("train", help="fine-tune once; see `ood train --help`", add_help=False)
-    commands.add_parser("pretrain", help="train GlyphCLIP from scratch; see `ood pretrain --help`", add_help=False)
+    commands.add_parser(
+        "pretrain", help="train GlyphCLIP from scratch; see `ood pretrain --help`", add_help=False
+    )
     return main
 
 
@@ -100,7 +104,9 @@ def _list(options: argparse.Namespace) -> int:
     records = sorted(runs.OUTPUTS.glob("*/run.json"))
     for path in records:
         record = runs.read_json(path)
-        states = [f"{n.split('_')[0]} {e.get('status')}" for n, e in sorted(record.get("notebooks", {}).items())]
+        states = [
+            f"{n.split('_')[0]} {e.get('status')}" for n, e in sorted(record.get("notebooks", {}).items())
+        ]
         print(f"  {path.parent.name:22} {record.get('status', 'unknown')}: {', '.join(states)}")
     if not records:
         print("  none yet; `ood run` makes one")
@@ -140,7 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ood: {mistake}", file=sys.stderr)
         return 2
     except OSError as fault:
-        print(f"ood: {fault.filename or 'a file'}: {fault.strerror or fault}; see `ood check`", file=sys.stderr)
+        print(
+            f"ood: {fault.filename or 'a file'}: {fault.strerror or fault}; see `ood check`", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print("ood: interrupted; the same command takes the run up again", file=sys.stderr)

@@ -41,7 +41,9 @@ def validation_auroc(space: Space, study: Study, listed: NegativeList, profile: 
     """Mean AUROC of NegLabel over the validation OoD sets against the ID validation images; NaN without such sets."""
     if not study.validation:
         return float("nan")
-    book = leaderboard.image_scores({("", 0): space}, study, listed, profile, split="validation", names=["NegLabel"])
+    book = leaderboard.image_scores(
+        {("", 0): space}, study, listed, profile, split="validation", names=["NegLabel"]
+    )
     return float(group_means(book)["all"].iloc[0])
 
 
@@ -75,7 +77,9 @@ def choose_lam(sweep: pd.DataFrame, fallback: float, tolerance: float = 0.01) ->
     if len(allowed) and allowed.auroc.notna().all():
         best = allowed.loc[allowed.auroc.idxmax()]
         return Choice(
-            float(best.lam), f"highest validation AUROC within {100 * tolerance:g} point of FLYP's accuracy", closed
+            float(best.lam),
+            f"highest validation AUROC within {100 * tolerance:g} point of FLYP's accuracy",
+            closed,
         )
     return Choice(fallback, "the profile's value: no lam of the sweep passed the rule", closed)
 
@@ -87,7 +91,9 @@ def keep_sweep(
     rows = []
     for keep in shares:
         listed = negatives.select(study, space, profile.model_copy(update={"keep": keep, "keep_counts": {}}))
-        rows.append({"keep": keep, "words": len(listed), "auroc": validation_auroc(space, study, listed, profile)})
+        rows.append(
+            {"keep": keep, "words": len(listed), "auroc": validation_auroc(space, study, listed, profile)}
+        )
     return pd.DataFrame(rows)
 
 
@@ -106,7 +112,10 @@ def order_claims(
     """
     lines, holds = [], {}
     for group in groups:
-        found = [leaderboard.verdict(differences, a, b, group=group) for a, b in zip(order, order[1:], strict=False)]
+        found = [
+            leaderboard.verdict(differences, a, b, group=group)
+            for a, b in zip(order, order[1:], strict=False)
+        ]
         holds[group] = all(claim["verdict"] == "better" for claim in found)
         said = " ".join(claim["sentence"] for claim in found)
         lines.append(f"- **{group}**: the order {'holds' if holds[group] else 'does not hold'}. {said}")
@@ -128,7 +137,8 @@ def negative_lists(spaces: Spaces, study: Study, mined: NegativeList, profile: P
     lists = {
         "clean": clean,
         "not cleaned": raw,
-        "every 20th ID name added": clean + [position[name] for name in study.class_names[::20] if name in position],
+        "every 20th ID name added": clean
+        + [position[name] for name in study.class_names[::20] if name in position],
         "all ID names added": clean + own,
         "every second word doubled": clean + clean[::2],
         "clean, 100 groups": clean,
@@ -139,7 +149,9 @@ def negative_lists(spaces: Spaces, study: Study, mined: NegativeList, profile: P
         settings = profile.model_copy(update={"groups": groups})
         book = leaderboard.image_scores(spaces, study, np.array(indices), settings, names=["NegLabel"])
         means = group_means(book).rename(columns={"all": "auroc"})[["method", "seed", "auroc"]]
-        rows.append(means.assign(list=name, words=len(indices), fpr95_id=group_means(book, "fpr95_id")["all"]))
+        rows.append(
+            means.assign(list=name, words=len(indices), fpr95_id=group_means(book, "fpr95_id")["all"])
+        )
     return pd.concat(rows, ignore_index=True)[["list", "method", "seed", "words", "auroc", "fpr95_id"]]
 
 
@@ -163,7 +175,9 @@ def own_names(spaces: Spaces, study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "seed", "set", "group", "id_cosine", "ood_cosine"])
 
 
-def worst_mistakes(space: Space, study: Study, mined: NegativeList, profile: Profile, count: int = 10) -> pd.DataFrame:
+def worst_mistakes(
+    space: Space, study: Study, mined: NegativeList, profile: Profile, count: int = 10
+) -> pd.DataFrame:
     """The OoD test images that NegLabel finds most ID: columns set, index, is, nearest ID name, nearest negative, log-odds."""
     negative_text = space.corpus_text[mined.indices]
     found: list[dict[str, Any]] = []

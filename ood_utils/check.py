@@ -56,7 +56,9 @@ def main(profile: str | None = None, changes: dict[str, Any] | None = None) -> i
         values = runs.load_profile(name, changes)
         print(f"Profile {name}: {values.title}")
         whole = _show(needs(values))
-        good = good and (whole or (profile is None and values.data != "glyphs"))  # other lanes need the user's data
+        good = good and (
+            whole or (profile is None and values.data != "glyphs")
+        )  # other lanes need the user's data
     print("Ready." if good else "Something is missing: see the lines above.")
     return 0 if good else 1
 
@@ -86,7 +88,9 @@ def environment() -> Iterator[Item]:
         if name in ("torch", "open_clip_torch", "scikit-learn", "umap-learn", "papermill"):
             yield Item(True, f"{name} {version}")
     facts = runs.machine()
-    yield Item(None, f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB memory, {facts['system']}")
+    yield Item(
+        None, f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB memory, {facts['system']}"
+    )
     yield Item(None, f"GPU: {', '.join(_gpus()) or 'none; everything runs on the CPU'}")
     yield _outputs()
 
@@ -120,11 +124,15 @@ def needs(profile: Profile) -> Iterator[Item]:
     if profile.data == "imagenet":
         yield from _imagenet(profile)
     elif profile.data == "folder":
-        yield _folder("data_root", profile.data_root, "-p data_root=FOLDER, or write it in a copy of the profile")
+        yield _folder(
+            "data_root", profile.data_root, "-p data_root=FOLDER, or write it in a copy of the profile"
+        )
         for name, root in profile.ood_roots.items():
             yield _folder(f"ood_roots {name}", root, "correct the folder in the profile")
         if not profile.ood_roots:
-            yield Item(False, "ood_roots: no OoD set", "-p 'ood_roots={name: FOLDER}', or write it in the profile")
+            yield Item(
+                False, "ood_roots: no OoD set", "-p 'ood_roots={name: FOLDER}', or write it in the profile"
+            )
     yield _weights(profile)
     if profile.corpus != "names":
         path = Path(profile.corpus).expanduser()
@@ -136,7 +144,9 @@ def needs(profile: Profile) -> Iterator[Item]:
     yield _disk(profile)
     times = ", ".join(f"{name} {minutes:g}" for name, minutes in profile.minutes.items())
     total = sum(profile.minutes.values())
-    yield Item(None, f"expected minutes: {times} (all {total:g})" if times else "expected minutes: not yet measured")
+    yield Item(
+        None, f"expected minutes: {times} (all {total:g})" if times else "expected minutes: not yet measured"
+    )
 
 
 def room(profile: Profile) -> dict[str, float]:
@@ -153,14 +163,18 @@ def room(profile: Profile) -> dict[str, float]:
         with torch.device("meta"):  # sizes without the memory
             model, _, _ = models.load(profile.model, "random", device="meta")
     except (ImportError, OSError, RuntimeError) as fault:  # a tokenizer that wants more packages or a network
-        raise UserError(f"model {profile.model!r} cannot be built here: {str(fault).splitlines()[0]}") from None
+        raise UserError(
+            f"model {profile.model!r} cannot be built here: {str(fault).splitlines()[0]}"
+        ) from None
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**30
     count = training.plan(profile, profile.lam).query("method != 'zero-shot'").tag.nunique()
     at_once = 1 if profile.processes > 1 or profile.device == "cuda" else max(1, profile.parallel)
     rows = _images(profile) + (profile.corpus_words or (7_000 if profile.corpus == "names" else 71_000))
     return {
         f"{count} checkpoints": count * weights,
-        "state while training": at_once * 6 * weights,  # weights and two moments; the last state and the one to come
+        "state while training": at_once
+        * 6
+        * weights,  # weights and two moments; the last state and the one to come
         f"embeddings of {count + 1} models": (count + 1) * rows * width * 4 / 2**30,
         "figures, tables, notebooks": 0.1,
     }
@@ -219,7 +233,9 @@ def _imagenet(profile: Profile) -> Iterator[Item]:
     yield Item(not gone, what + (f" (not {', '.join(gone)})" if gone else ""), SOURCES[lists])
     for name, (group, folder, _, count) in IMAGENET_SETS.items():
         there = (root / folder).is_dir() and any(os.scandir(root / folder))
-        yield Item(there, f"{name} ({group}, {count:,} images) in {root / folder}", SOURCES.get(folder, OPENOOD))
+        yield Item(
+            there, f"{name} ({group}, {count:,} images) in {root / folder}", SOURCES.get(folder, OPENOOD)
+        )
 
 
 def _weights(profile: Profile) -> Item:
@@ -235,7 +251,9 @@ def _weights(profile: Profile) -> Item:
         return Item(True, what)
     if profile.pretrained == "builtin":
         path = runs.PACKAGE / "assets" / f"{profile.model}.safetensors"
-        return Item(path.is_file(), what, f"install the package anew, or make {path.name} with `ood pretrain`")
+        return Item(
+            path.is_file(), what, f"install the package anew, or make {path.name} with `ood pretrain`"
+        )
     if Path(profile.pretrained).is_file():
         return Item(True, f"{what} ({Path(profile.pretrained).stat().st_size / 2**20:.0f} MiB)")
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
@@ -243,10 +261,14 @@ def _weights(profile: Profile) -> Item:
     known = list_pretrained_tags_by_model(profile.model)
     if profile.pretrained not in known:
         own = ["builtin"] if profile.model == "GlyphCLIP" else []
-        return Item(False, what, f"give a file or a tag{runs.nearest(profile.pretrained, [*own, *known, 'random'])}")
+        return Item(
+            False, what, f"give a file or a tag{runs.nearest(profile.pretrained, [*own, *known, 'random'])}"
+        )
     config = get_pretrained_cfg(profile.model, profile.pretrained)
     source = config.get("hf_hub") or config.get("url", "")
-    licence = "OpenAI's weights are under MIT" if profile.pretrained == "openai" else "its licence is said there"
+    licence = (
+        "OpenAI's weights are under MIT" if profile.pretrained == "openai" else "its licence is said there"
+    )
     remedy = f"open_clip downloads it at first use (ViT-B/16: 0.6 GB) from {source}; {licence}"
     return Item(_cached(config), what, remedy)
 

@@ -117,7 +117,9 @@ def _views(
     labels = np.asarray(labels, dtype=np.int64)
     set_seed = (seed << 32) + int(hashlib.sha256(name.encode()).hexdigest()[:7], 16)
     dataset = GlyphViews(alphas, labels, pool, set_seed)
-    return ImageSet(name, group, dataset, labels, ids, _digest(name, alphas, labels, pool, set_seed, glyphs.VERSION))
+    return ImageSet(
+        name, group, dataset, labels, ids, _digest(name, alphas, labels, pool, set_seed, glyphs.VERSION)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -144,7 +146,10 @@ def _unseen_sets(most: int, pool: np.ndarray, seed: int) -> dict[str, ImageSet]:
     edge, inside = (glyphs.CANVAS - 24) // 2, (24, 24)  # as tall as a capital letter
     digits = load_digits()
     chosen = _subset(len(digits.images), most, seed)
-    drawn = [np.asarray(Image.fromarray((d * 15.9).astype(np.uint8)).resize(inside, 3)) for d in digits.images[chosen]]
+    drawn = [
+        np.asarray(Image.fromarray((d * 15.9).astype(np.uint8)).resize(inside, 3))
+        for d in digits.images[chosen]
+    ]
     ink = [np.pad(d, edge) for d in drawn]
     ids = [f"handwritten digit {digits.target[i]} · number {i}" for i in chosen]
     result = {"digits": _views("digits", "unseen", np.stack(ink), np.full(len(ids), -1), ids, pool, seed)}
@@ -185,7 +190,9 @@ def _glyph_study(profile: Profile, classes: int) -> Study:
         return _glyph_set(name, glyphs.GROUPS[name], drawings, np.full(len(drawings), -1), seed)
 
     drawn = {n: ood_set(n, glyphs.TEST_FACES) for n in glyphs.GROUPS if glyphs.GROUPS[n] in ("near", "far")}
-    validation = {n: ood_set(n, glyphs.VALIDATION_FACES) for n in glyphs.GROUPS if glyphs.GROUPS[n] == "validation"}
+    validation = {
+        n: ood_set(n, glyphs.VALIDATION_FACES) for n in glyphs.GROUPS if glyphs.GROUPS[n] == "validation"
+    }
     return Study(
         class_names=[world.names[c] for c in first],
         synonyms=[[world.names[c] for c in group[1:]] for group in groups],
@@ -207,7 +214,9 @@ class ImageFiles(Dataset):
     A random transform draws from a generator seeded by (seed, key). Raises UnreadableImage naming the file.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: np.ndarray, transform: Callable, seed: int | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[Path], labels: np.ndarray, transform: Callable, seed: int | None = None
+    ) -> None:
         self.paths, self.labels, self.transform, self.seed = [str(p) for p in paths], labels, transform, seed
 
     def __len__(self) -> int:
@@ -219,7 +228,9 @@ class ImageFiles(Dataset):
         row = int(key) % len(self)
         try:
             with Image.open(self.paths[row]) as file:
-                image = file.convert("RGB")  # before any resize: palette and CMYK files must not be resampled as such
+                image = file.convert(
+                    "RGB"
+                )  # before any resize: palette and CMYK files must not be resampled as such
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
             raise UnreadableImage(self.paths[row], str(fault)) from None
         if self.seed is None:
@@ -313,13 +324,16 @@ def _folder_study(profile: Profile, classes: int) -> Study:
     if (root / "train").is_dir():
         parts = {part: _class_folders(root / part, part) for part in ("train", "val", "test")}
         if len({tuple(p[0]) for p in parts.values()}) > 1:
-            raise UserError(f"{root}: train, val and test have different class folders; give each class to all three")
+            raise UserError(
+                f"{root}: train, val and test have different class folders; give each class to all three"
+            )
     else:
         names, paths, labels = _class_folders(root, "data_root")
         cut = np.random.default_rng(seed).permutation(len(paths)) / max(1, len(paths))
         masks = {"train": cut < 0.6, "val": (cut >= 0.6) & (cut < 0.8), "test": cut >= 0.8}
         parts = {
-            k: (names, [p for p, m in zip(paths, mask, strict=True) if m], labels[mask]) for k, mask in masks.items()
+            k: (names, [p for p, m in zip(paths, mask, strict=True) if m], labels[mask])
+            for k, mask in masks.items()
         }
     names = parts["train"][0]
     if len(names) < 2:
@@ -330,7 +344,13 @@ def _folder_study(profile: Profile, classes: int) -> Study:
         _, paths, labels = parts[part]
         index = np.flatnonzero(np.isin(labels, kept))
         return _files_set(
-            name, "id", root, [paths[i] for i in index], np.searchsorted(kept, labels[index]), transform, set_seed
+            name,
+            "id",
+            root,
+            [paths[i] for i in index],
+            np.searchsorted(kept, labels[index]),
+            transform,
+            set_seed,
         )
 
     ood, validation = {}, {}
@@ -339,7 +359,9 @@ def _folder_study(profile: Profile, classes: int) -> Study:
         below = Path(folder).expanduser()
         paths = _images_below(below, f"ood_roots[{name}]")
         paths = [paths[i] for i in _subset(len(paths), profile.ood_images, seed)]
-        (validation if group == "validation" else ood)[name] = _files_set(name, group, below, paths, None, view, None)
+        (validation if group == "validation" else ood)[name] = _files_set(
+            name, group, below, paths, None, view, None
+        )
     if not ood:
         raise UserError("ood_roots names no test set; give at least one folder of OoD images")
     return Study(
@@ -436,13 +458,19 @@ def _imagenet_study(profile: Profile, classes: int) -> Study:
         id_sets[name] = _files_set(name, "id", root / "imagenet/val", files, positions, view, None)
     ood: dict[str, ImageSet] = {}
     for name, (group, folder, listed, _) in IMAGENET_SETS.items():
-        files = _image_list(lists / listed, root / folder, name)[0] if listed else _images_below(root / folder, name)
+        files = (
+            _image_list(lists / listed, root / folder, name)[0]
+            if listed
+            else _images_below(root / folder, name)
+        )
         files = [files[i] for i in _subset(len(files), profile.ood_images, profile.data_seed)]
         ood[name] = _files_set(name, group, root / folder, files, None, view, None)
     position, chosen_wnids = {w: i for i, w in enumerate(wnids)}, [names[i] for i in kept]
     return Study(
         class_names=[IMAGENET_CLASSNAMES[position[names[i]]] for i in kept],
-        synonyms=words.synonyms(profile.corpus, chosen_wnids) if Path(profile.corpus).is_dir() else [[] for _ in kept],
+        synonyms=words.synonyms(profile.corpus, chosen_wnids)
+        if Path(profile.corpus).is_dir()
+        else [[] for _ in kept],
         train=train_set,
         id_val=id_sets["id_val"],
         id_test=id_sets["id_test"],
@@ -477,10 +505,18 @@ def _whole_corpus(profile: Profile, names: list[tuple[str, str]] | None) -> list
         return [(name, "noun") for name in sorted(set(IMAGENET_CLASSNAMES))]
     path = Path(profile.corpus).expanduser()
     if path.is_dir():
-        return words.conjugate(words.wordnet(path, words.CSP_LEFT_OUT)) if profile.conjugated else words.wordnet(path)
+        return (
+            words.conjugate(words.wordnet(path, words.CSP_LEFT_OUT))
+            if profile.conjugated
+            else words.wordnet(path)
+        )
     if not path.is_file():
-        raise UserError(f"corpus {profile.corpus!r} is neither 'names', a WordNet dict folder nor a text file")
-    return [(word, "noun") for word in sorted({line.strip() for line in path.read_text().splitlines()} - {""})]
+        raise UserError(
+            f"corpus {profile.corpus!r} is neither 'names', a WordNet dict folder nor a text file"
+        )
+    return [
+        (word, "noun") for word in sorted({line.strip() for line in path.read_text().splitlines()} - {""})
+    ]
 
 
 def load(profile: Profile, classes: int = 0) -> Study:

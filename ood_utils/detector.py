@@ -75,7 +75,9 @@ class Detector:
         }  # fmt: skip
         tensors = {"class_text": self.class_text, "negative_text": self.negative_text}
         tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-        atomic_write(path, to_bytes(tensors, {"detector": json.dumps(facts)}))  # save_file has its own disk error
+        atomic_write(
+            path, to_bytes(tensors, {"detector": json.dumps(facts)})
+        )  # save_file has its own disk error
 
     @classmethod
     def load(cls, path: Path) -> Detector:
@@ -89,7 +91,9 @@ class Detector:
                 f"detector file {path} cannot be read ({fault}); save it again with Detector.save"
             ) from None
         if facts.pop("format") != FORMAT:
-            raise UserError(f"detector file {path} has another format than {FORMAT}; save it again with this version")
+            raise UserError(
+                f"detector file {path} has another format than {FORMAT}; save it again with this version"
+            )
         return cls(**facts, **tensors)
 
 

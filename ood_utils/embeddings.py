@@ -124,7 +124,9 @@ def _unit(features: Tensor, what: str) -> np.ndarray:
     """float32 unit rows as numpy; UserError if a feature is not finite or has no direction."""
     rows = F.normalize(features.float(), dim=-1).cpu().numpy()
     if not (np.isfinite(rows).all() and (np.linalg.norm(rows, axis=1) > 0.5).all()):
-        raise UserError(f"the embeddings of {what} are not finite; use precision fp32 or check the model's weights")
+        raise UserError(
+            f"the embeddings of {what} are not finite; use precision fp32 or check the model's weights"
+        )
     return rows
 
 
@@ -155,7 +157,11 @@ def encode_images(
     model.to(device).eval().visual.to(memory_format=torch.channels_last)
     encoder = torch.compile(model.encode_image) if compile else model.encode_image
     loader = DataLoader(
-        Tolerant(dataset), batch, num_workers=workers, collate_fn=collate, pin_memory=device.startswith("cuda")
+        Tolerant(dataset),
+        batch,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.startswith("cuda"),
     )
     bar = _bar(len(dataset), "images") if progress is True else progress or None
     bad, found = [] if unreadable is None else unreadable, []
@@ -164,16 +170,22 @@ def encode_images(
     for images, _, keys, lost in loader:
         if decode is not None and images is not None:
             pictures = decode(images, device)
-            lost += [(k, dataset.paths[k]) for k, picture in zip(keys, pictures, strict=True) if picture is None]
+            lost += [
+                (k, dataset.paths[k]) for k, picture in zip(keys, pictures, strict=True) if picture is None
+            ]
             keys = [k for k, picture in zip(keys, pictures, strict=True) if picture is not None]
             images = torch.stack([picture for picture in pictures if picture is not None]) if keys else None
         bad += lost
         if lost and unreadable is None:
-            raise UserError(f"image {lost[0][1]} cannot be read; replace it or pass a list for the unreadable ones")
+            raise UserError(
+                f"image {lost[0][1]} cannot be read; replace it or pass a list for the unreadable ones"
+            )
         if images is not None:
             images = images.to(device, dtype, non_blocking=True).contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.split(":")[0], half or torch.bfloat16, enabled=half is not None):
-                found.append(encoder(images).float())  # stays on the device: reading it here would wait for it
+                found.append(
+                    encoder(images).float()
+                )  # stays on the device: reading it here would wait for it
         if bar is not None:
             bar.update(len(keys) + len(lost))
     if progress is True and bar is not None:
@@ -220,9 +232,15 @@ def encode_texts(
     return unit[[place[text] for text in texts]]
 
 
-def encode(model: nn.Module, items: Dataset | Sequence[str], tokenizer: Any = None, **options: Any) -> np.ndarray:
+def encode(
+    model: nn.Module, items: Dataset | Sequence[str], tokenizer: Any = None, **options: Any
+) -> np.ndarray:
     """``encode_texts`` for a sequence of texts (``tokenizer`` needed), ``encode_images`` for a dataset."""
-    if isinstance(items, Sequence) and not isinstance(items, Dataset) and all(isinstance(x, str) for x in items):
+    if (
+        isinstance(items, Sequence)
+        and not isinstance(items, Dataset)
+        and all(isinstance(x, str) for x in items)
+    ):
         return encode_texts(model, tokenizer, items, **options)
     return encode_images(model, items, **options)
 
@@ -244,8 +262,14 @@ def _read_shard(path: Path, key: str) -> tuple[np.ndarray, list[tuple[int, str]]
 
 def _write_shard(path: Path, key: str, rows: np.ndarray, unreadable: list[tuple[int, str]]) -> None:
     digest = hashlib.sha256(rows.tobytes()).hexdigest()
-    facts = {"key": key, "sha256": digest, "unreadable": unreadable}  # one entry: safetensors shuffles several
-    atomic_write(path, save({"embeddings": np.ascontiguousarray(rows)}, metadata={"facts": json.dumps(facts)}))
+    facts = {
+        "key": key,
+        "sha256": digest,
+        "unreadable": unreadable,
+    }  # one entry: safetensors shuffles several
+    atomic_write(
+        path, save({"embeddings": np.ascontiguousarray(rows)}, metadata={"facts": json.dumps(facts)})
+    )
 
 
 @dataclass(frozen=True)
@@ -276,7 +300,9 @@ class _Cache:
         self.model, self.tokenizer, self.profile, self.folder = model, tokenizer, profile, folder
         self.device = resolve_device(profile.device)
         self.base = [VERSION, models.weights_hash(model), profile.precision, self.device.split(":")[0]]
-        self.base += [profile.decoder] if profile.decoder != "pil" else []  # its pixels differ by a grey level or so
+        self.base += (
+            [profile.decoder] if profile.decoder != "pil" else []
+        )  # its pixels differ by a grey level or so
 
     def images(self, chosen: ImageSet, bar: Any) -> tuple[np.ndarray, list[tuple[int, str]]]:
         """(rows, unreadable) of an image set, shard by shard."""
@@ -295,13 +321,19 @@ class _Cache:
             too_many([path for _, path in unreadable], self.profile.max_unreadable, count, chosen.name)
         return np.concatenate(rows), unreadable
 
-    def _encode(self, chosen: ImageSet, start: int, stop: int, bar: Any) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    def _encode(
+        self, chosen: ImageSet, start: int, stop: int, bar: Any
+    ) -> tuple[np.ndarray, list[tuple[int, str]]]:
         profile, lost, decode = self.profile, [], None
         if profile.decoder == "device" and hasattr(chosen.dataset, "paths"):
             part: Dataset = decoding.Undecoded(chosen.dataset, start, stop)
             decode = decoding.decoder(models.preprocess_config(profile.model, profile.pretrained))
         else:
-            part = chosen.dataset if stop - start == len(chosen.dataset) else Subset(chosen.dataset, range(start, stop))
+            part = (
+                chosen.dataset
+                if stop - start == len(chosen.dataset)
+                else Subset(chosen.dataset, range(start, stop))
+            )
         rows = encode_images(
             self.model,
             part,
@@ -322,7 +354,11 @@ class _Cache:
         path = self.folder / f"{name}-{key}.safetensors"
         part = _read_shard(path, key)
         if part is None:
-            options = {"batch": self.profile.embed_batch, "device": self.device, "precision": self.profile.precision}
+            options = {
+                "batch": self.profile.embed_batch,
+                "device": self.device,
+                "precision": self.profile.precision,
+            }
             part = encode_texts(self.model, self.tokenizer, texts, **options), []
             _write_shard(path, key, *part)
         return part[0]
@@ -356,7 +392,9 @@ def embed(
     wanted = list(study.sets if sets is None else sets)
     unknown = [name for name in wanted if name not in study.sets]
     if unknown:
-        raise UserError(f"image set {unknown[0]!r} is not in this study; choose among {', '.join(study.sets)}")
+        raise UserError(
+            f"image set {unknown[0]!r} is not in this study; choose among {', '.join(study.sets)}"
+        )
     cache = _Cache(model, tokenizer, profile, Path(folder))
     images, unreadable = {}, {}
     with _bar(sum(len(study.sets[name].dataset) for name in wanted), "images") as bar:
@@ -367,7 +405,9 @@ def embed(
     return Space(
         images,
         cache.classes(study.class_names),
-        cache.texts("corpus_text", words.prompts(study.corpus, profile.negative_prompt, profile.adjective_prompt)),
+        cache.texts(
+            "corpus_text", words.prompts(study.corpus, profile.negative_prompt, profile.adjective_prompt)
+        ),
         float(model.logit_scale.detach().exp()),
         unreadable,
     )

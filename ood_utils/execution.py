@@ -44,11 +44,21 @@ class Executor:
         self.aside.cleanup()
 
     def execute(
-        self, notebook: Path, output: Path, parameters: dict[str, Any], limit: float, show: Show = lambda cell, of: None
+        self,
+        notebook: Path,
+        output: Path,
+        parameters: dict[str, Any],
+        limit: float,
+        show: Show = lambda cell, of: None,
     ) -> tuple[dict[str, Any] | None, int]:
         """Execute one with a wall-clock limit in seconds. Returns (None or the error, peak resident memory in MiB)."""
         aside = Path(self.aside.name)
-        spec = {"input": str(notebook), "output": str(output), "parameters": parameters, "cwd": str(runs.ROOT)}
+        spec = {
+            "input": str(notebook),
+            "output": str(output),
+            "parameters": parameters,
+            "cwd": str(runs.ROOT),
+        }
         (aside / "spec.json").write_text(json.dumps(spec | {"runner": os.getpid()}))
         (aside / "events").write_text("")
         (aside / "log").write_text("")
@@ -57,7 +67,11 @@ class Executor:
         try:
             answer = _watch(child, aside, limit, show)
             with suppress(subprocess.TimeoutExpired):
-                if child.wait(timeout=10) is not None and self.nursery and self.nursery.process.poll() is None:
+                if (
+                    child.wait(timeout=10) is not None
+                    and self.nursery
+                    and self.nursery.process.poll() is None
+                ):
                     spare = self.nursery.pid
             return answer
         finally:
@@ -65,7 +79,11 @@ class Executor:
 
     def _start(self, aside: Path) -> kernels.Nursery | subprocess.Popen:
         """The process of one notebook: a fork of the nursery, or a new interpreter where forks are not to be had."""
-        words: dict[str, Any] = {"cwd": runs.ROOT, "env": self._environment(aside), "stderr": open(aside / "log", "ab")}
+        words: dict[str, Any] = {
+            "cwd": runs.ROOT,
+            "env": self._environment(aside),
+            "stderr": open(aside / "log", "ab"),
+        }
         with words["stderr"]:
             if kernels.can_fork():
                 command = [sys.executable, "-m", __name__, "--nursery", *self.modules]
@@ -82,20 +100,23 @@ class Executor:
         about = {"argv": argv, "display_name": "python3", "language": "python"}
         (kernel / "kernel.json").write_text(json.dumps(about))
         paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        return dict(os.environ) | {
-            "JUPYTER_PATH": str(aside),
-            "JUPYTER_RUNTIME_DIR": str(aside / "runtime"),
-            "IPYTHONDIR": str(aside / "ipython"),
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as every kernel sets it
-            "PYTHONPATH": os.pathsep.join(paths),
-            "PYTHONHASHSEED": "0",
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-            "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm.auto of other packages would like ipywidgets
-            "OOD_ROOT": str(runs.ROOT),
-            "OOD_OUTPUTS": str(self.outputs),
-            "OOD_RUNNER": "1",
-            "OOD_TOKEN": self.token,
-        }
+        return (
+            dict(os.environ)
+            | {
+                "JUPYTER_PATH": str(aside),
+                "JUPYTER_RUNTIME_DIR": str(aside / "runtime"),
+                "IPYTHONDIR": str(aside / "ipython"),
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as every kernel sets it
+                "PYTHONPATH": os.pathsep.join(paths),
+                "PYTHONHASHSEED": "0",
+                "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+                "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm.auto of other packages would like ipywidgets
+                "OOD_ROOT": str(runs.ROOT),
+                "OOD_OUTPUTS": str(self.outputs),
+                "OOD_RUNNER": "1",
+                "OOD_TOKEN": self.token,
+            }
+        )
 
     def _end(self, spare: int | None = None) -> None:
         """End what the notebook left behind; the nursery lives on only where its fork is known to have ended."""
@@ -190,13 +211,19 @@ def execute_here(aside: Path, manager: type | None = None) -> None:
     sys.exit(1 if error else 0)
 
 
-def _papermill(spec: dict[str, Any], manager: type | None, tell: Callable[[dict], Any]) -> dict[str, Any] | None:
+def _papermill(
+    spec: dict[str, Any], manager: type | None, tell: Callable[[dict], Any]
+) -> dict[str, Any] | None:
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     source = papermill.iorw.load_notebook_node(spec["input"])
-    at = {"cell": 0, "of": 1 + sum(cell.cell_type == "code" for cell in source.cells), "line": ""}  # 1: injected
+    at = {
+        "cell": 0,
+        "of": 1 + sum(cell.cell_type == "code" for cell in source.cells),
+        "line": "",
+    }  # 1: injected
 
     def begin(cell: Any, **_: Any) -> None:
         if cell.cell_type == "code" and cell.source.strip():

@@ -31,7 +31,9 @@ def units(**arrays: np.ndarray) -> list[np.ndarray]:
     for name, array in arrays.items():
         array = np.asarray(array, dtype=np.float64)
         if array.ndim != 2 or not array.size:
-            raise UserError(f"{name} must be a non-empty (n, d) array of embeddings, not of shape {array.shape}.")
+            raise UserError(
+                f"{name} must be a non-empty (n, d) array of embeddings, not of shape {array.shape}."
+            )
         norms = np.linalg.norm(array, axis=1, keepdims=True)
         if not (np.abs(norms - 1) < UNIT_TOLERANCE).all():
             worst = norms[np.argmax(np.nan_to_num(np.abs(norms - 1), nan=np.inf))].item()
@@ -140,7 +142,9 @@ def linear_separability(images: np.ndarray, texts: np.ndarray, seed: int = 0, li
 
     images, texts = units(images=images, texts=texts)
     if min(len(images), len(texts)) < 5:
-        raise UserError("linear_separability needs at least 5 images and 5 texts to hold 20 % out; give more.")
+        raise UserError(
+            "linear_separability needs at least 5 images and 5 texts to hold 20 % out; give more."
+        )
     rng = np.random.default_rng(seed)
     groups = [rows[rng.permutation(len(rows))[:limit]] for rows in (images, texts)]
     x, y = np.concatenate(groups), np.repeat([0, 1], [len(rows) for rows in groups])
@@ -155,7 +159,9 @@ def alignment(images: np.ndarray, matched: np.ndarray) -> float:
     return float(np.square(images - matched).sum(1).mean())
 
 
-def uniformity(a: np.ndarray, b: np.ndarray | None = None, t: float = 2.0, skip: np.ndarray | None = None) -> float:
+def uniformity(
+    a: np.ndarray, b: np.ndarray | None = None, t: float = 2.0, skip: np.ndarray | None = None
+) -> float:
     """log mean exp(-t ||a - b||^2), at most 0; LOWER (more negative) = more evenly spread (Wang and Isola 2020).
 
     Over distinct pairs of ``a`` when ``b`` is None, else over all pairs of a row of ``a`` and a row of
@@ -167,7 +173,9 @@ def uniformity(a: np.ndarray, b: np.ndarray | None = None, t: float = 2.0, skip:
     left, right = (rows.astype(np.float32) for rows in units(a=a, b=a if b is None else b))
     pairs = len(left) * (len(right) - (skip is not None))
     if t <= 0 or pairs == 0:
-        raise UserError("uniformity needs t > 0 and at least two rows to compare; check t and the arrays' lengths.")
+        raise UserError(
+            "uniformity needs t > 0 and at least two rows to compare; check t and the arrays' lengths."
+        )
     total = 0.0
     for start in range(0, len(left), CHUNK):
         kernel = np.exp(2 * t * (left[start : start + CHUNK] @ right.T - 1))
@@ -215,11 +223,18 @@ def gap_decomposition(images: np.ndarray, matched: np.ndarray) -> dict[str, floa
     difference = images - matched
     total, centroid = np.square(difference).sum(1).mean(), np.square(shift).sum()
     residual = np.square(difference - shift).sum(1).mean()
-    parts = {"total": total, "centroid": centroid, "residual": residual, "centroid_share": centroid / max(total, 1e-12)}
+    parts = {
+        "total": total,
+        "centroid": centroid,
+        "residual": residual,
+        "centroid_share": centroid / max(total, 1e-12),
+    }
     return {name: float(value) for name, value in parts.items()}
 
 
-def contrastive_loss(images: np.ndarray, matched: np.ndarray, labels: np.ndarray, scale: float, batch: int) -> float:
+def contrastive_loss(
+    images: np.ndarray, matched: np.ndarray, labels: np.ndarray, scale: float, batch: int
+) -> float:
     """Mean symmetric CLIP loss (nats) over consecutive batches; pairs of one label are not each other's negatives."""
     from scipy.special import logsumexp
 

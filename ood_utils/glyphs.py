@@ -53,7 +53,9 @@ VALIDATION_FACES = ("DejaVuSans-BoldOblique",)  # never trained on; every choice
 TRAIN_FACES = tuple(f for f in FACES if f not in TEST_FACES + VALIDATION_FACES)
 
 _LETTER = re.compile(r"(latin|greek|cyrillic) (small|capital) letter ")
-_SCRIPT = re.compile(r"(armenian (small|capital)|georgian|hebrew|lao) (letter|capital letter)|georgian capital")
+_SCRIPT = re.compile(
+    r"(armenian (small|capital)|georgian|hebrew|lao) (letter|capital letter)|georgian capital"
+)
 _PICTOGRAPH = re.compile(r"playing card|domino tile|.*\bface\b|.*chess |.*die face")
 
 
@@ -171,8 +173,12 @@ def _drawn() -> dict[str, np.ndarray]:
     """The rendered arrays, mapped from the cache (80 MB, shared by all processes), else drawn anew and kept if possible."""
     folder = _cache_folder()
     try:
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("codepoint", "face", "alphas")}
-    except Exception:  # missing, truncated by a full disk, or foreign: drawing again costs seconds and is always right
+        return {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("codepoint", "face", "alphas")
+        }
+    except (
+        Exception
+    ):  # missing, truncated by a full disk, or foreign: drawing again costs seconds and is always right
         drawn = _render()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -272,13 +278,13 @@ def concepts() -> Concepts:
         if label:
             (removed if i in agreement else sets)[label].append(i)  # equal to an ID letter in any face
     return Concepts(
-        tuple(classes),
-        {k: tuple(v) for k, v in sets.items()},
-        {k: tuple(v) for k, v in removed.items()},
+        tuple(classes), {k: tuple(v) for k, v in sets.items()}, {k: tuple(v) for k, v in removed.items()}
     )
 
 
-def _random_rows(seed: int, keys: Sequence[int], uniforms: int, normals: int) -> tuple[np.ndarray, np.ndarray]:
+def _random_rows(
+    seed: int, keys: Sequence[int], uniforms: int, normals: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Per key, independent of its neighbours: ``uniforms`` numbers in [0,1) and ``normals`` standard normal numbers."""
     flat, noise = np.empty((len(keys), uniforms), np.float32), np.empty((len(keys), normals), np.float32)
     for row, key in enumerate(keys):

@@ -51,14 +51,18 @@ class ScoreBook:
     def scores(self, method: str, score: str, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(ID scores (n_id,), set -> scores (n_set,)) of one row, for histograms and ROC curves."""
         if (method, seed, score) not in self.keys:
-            raise UserError(f"No scores of {method!r}, seed {seed}, {score!r}; there are {_listed(self.keys)}.")
+            raise UserError(
+                f"No scores of {method!r}, seed {seed}, {score!r}; there are {_listed(self.keys)}."
+            )
         row = self.keys.index((method, seed, score))
         return self.id[row], {name: values[row] for name, values in self.ood.items()}
 
     @cached_property
     def averages(self) -> dict[str, list[str]]:
         """Group -> its sets: near, far, unseen, any other group, published benchmarks, and "all"."""
-        present = dict.fromkeys([g for g in _GROUPS if g in self.groups.values()] + list(self.groups.values()))
+        present = dict.fromkeys(
+            [g for g in _GROUPS if g in self.groups.values()] + list(self.groups.values())
+        )
         found = {group: [name for name, g in self.groups.items() if g == group] for group in present}
         found |= {name: list(sets) for name, sets in BENCHMARKS.items() if set(sets) <= set(self.groups)}
         return {**found, "all": list(self.groups)}
@@ -67,7 +71,9 @@ class ScoreBook:
     def points(self) -> dict[str, np.ndarray]:
         """Set or "average <group>" -> (M, 5) metrics in the order of ``METRICS``."""
         rows = {
-            name: np.array([[*metrics.ood_metrics(i, o).values().values()] for i, o in zip(self.id, ood, strict=True)])
+            name: np.array(
+                [[*metrics.ood_metrics(i, o).values().values()] for i, o in zip(self.id, ood, strict=True)]
+            )
             for name, ood in self.ood.items()
         }
         return self._with_averages(rows)
@@ -95,7 +101,9 @@ class ScoreBook:
         return frame
 
     def _with_averages(self, by_set: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        means = {f"average {g}": np.mean([by_set[s] for s in sets], axis=0) for g, sets in self.averages.items()}
+        means = {
+            f"average {g}": np.mean([by_set[s] for s in sets], axis=0) for g, sets in self.averages.items()
+        }
         return {**by_set, **means}
 
 
@@ -191,7 +199,9 @@ def verdict(
 
     Raises UserError if the table has no such row.
     """
-    found = frame.query("a == @a and b == @b and metric == @metric and score == @score and group == @group and average")
+    found = frame.query(
+        "a == @a and b == @b and metric == @metric and score == @score and group == @group and average"
+    )
     if len(found) != 1:
         asked = f"{a} - {b}, {score}, {metric}, average {group}"
         raise UserError(f"The table holds {len(found)} rows for {asked}; make it with differences first.")
@@ -214,10 +224,14 @@ def paper_tables(source: str | None = None, table: int | None = None) -> pd.Data
     never results of ours; ``convention`` names the positive class of the source's FPR95. UserError for an unknown part.
     """
     with resources.files("ood_utils").joinpath("assets/paper_tables.csv").open("rb") as file:
-        frame = pd.read_csv(file, keep_default_na=False, na_values=[""], dtype={"table": "Int64", "note": "string"})
+        frame = pd.read_csv(
+            file, keep_default_na=False, na_values=[""], dtype={"table": "Int64", "note": "string"}
+        )
     for column, value in (("source", source), ("table", table)):
         if value is not None and value not in set(frame[column]):
-            raise UserError(f"paper_tables has no {column} {value!r}; it has {_listed(frame[column].unique())}.")
+            raise UserError(
+                f"paper_tables has no {column} {value!r}; it has {_listed(frame[column].unique())}."
+            )
         frame = frame if value is None else frame[frame[column].eq(value).fillna(False)]
     return frame.reset_index(drop=True)
 
@@ -246,7 +260,9 @@ def against_paper(frame: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
     result["difference"] = result["ours"] - result["paper"]
     result["verdict"] = [
         "not measured" if np.isnan(ours) else _word(metric, low - paper, high - paper, "agrees")
-        for metric, paper, ours, low, high in result[["metric", "paper", "ours", "low", "high"]].itertuples(index=False)
+        for metric, paper, ours, low, high in result[["metric", "paper", "ours", "low", "high"]].itertuples(
+            index=False
+        )
     ]
     return result
 
@@ -255,7 +271,9 @@ def _score_space(
     space: Any, sets: Sequence[str], negatives: Any, profile: Any, method: str
 ) -> dict[str, dict[str, np.ndarray]]:
     if missing := [name for name in sets if name not in space.images]:
-        raise UserError(f"The space of {method!r} has no images of the set {missing[0]!r}; embed the study again.")
+        raise UserError(
+            f"The space of {method!r} has no images of the set {missing[0]!r}; embed the study again."
+        )
     index = np.asarray(getattr(negatives, "indices", negatives), dtype=np.int64)
     if index.size and not 0 <= index.min() <= index.max() < len(space.corpus_text):
         raise UserError(
@@ -272,7 +290,9 @@ def _score_space(
 
 def _stacked(rows: list[np.ndarray], name: str) -> np.ndarray:
     if len(sizes := {len(row) for row in rows}) > 1:
-        raise UserError(f"The methods embedded {sorted(sizes)} images of {name!r}; embed the same images with each.")
+        raise UserError(
+            f"The methods embedded {sorted(sizes)} images of {name!r}; embed the same images with each."
+        )
     return np.stack(rows)
 
 
@@ -302,7 +322,9 @@ def _rows_of(book: ScoreBook, method: str, score: str) -> dict[int, int]:
     """Seed -> row of a method's score."""
     rows = {seed: row for row, (m, seed, s) in enumerate(book.keys) if (m, s) == (method, score)}
     if not rows:
-        raise UserError(f"No scores of {method!r} with {score!r}; the book has {_listed(m for m, _, _ in book.keys)}.")
+        raise UserError(
+            f"No scores of {method!r} with {score!r}; the book has {_listed(m for m, _, _ in book.keys)}."
+        )
     return rows
 
 

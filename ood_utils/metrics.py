@@ -96,7 +96,9 @@ def compat_fpr95(id_scores: Any, ood_scores: Any, variant: Literal["mcm", "openo
     scores, is_id = np.concatenate([inside, outside]), np.repeat([1, 0], [len(inside), len(outside)])
     if variant == "mcm":
         fpr, tpr, _ = roc_curve(is_id, scores, drop_intermediate=False)
-        full = int(np.searchsorted(tpr, 1.0)) + 1  # MCM cuts the curve where recall is complete and reads it backwards
+        full = (
+            int(np.searchsorted(tpr, 1.0)) + 1
+        )  # MCM cuts the curve where recall is complete and reads it backwards
         fpr, tpr = fpr[:full][::-1], tpr[:full][::-1]
         return float(fpr[np.argmin(np.abs(tpr - RECALL / 100))])
     if variant == "cma":
@@ -105,7 +107,9 @@ def compat_fpr95(id_scores: Any, ood_scores: Any, variant: Literal["mcm", "openo
     if variant == "openood":
         fpr, tpr, _ = roc_curve(1 - is_id, -scores)
         return float(fpr[np.argmax(tpr >= RECALL / 100)])
-    raise UserError(f"variant is {variant!r}, which compat_fpr95 does not know; choose 'mcm', 'openood' or 'cma'.")
+    raise UserError(
+        f"variant is {variant!r}, which compat_fpr95 does not know; choose 'mcm', 'openood' or 'cma'."
+    )
 
 
 def bootstrap(id_scores: Any, ood_scores: Any, n: int = 1000, seed: int = 0) -> dict[str, Interval]:
@@ -132,14 +136,18 @@ def paired_bootstrap(
     """
     sets_a, sets_b = _as_sets(ood_a), _as_sets(ood_b)
     if sets_a.keys() != sets_b.keys():
-        raise UserError(f"ood_a has the sets {sorted(sets_a)} but ood_b {sorted(sets_b)}; give both the same sets.")
+        raise UserError(
+            f"ood_a has the sets {sorted(sets_a)} but ood_b {sorted(sets_b)}; give both the same sets."
+        )
     inside = _stack(id_a, id_b, "id")
     outside = {name: _stack(sets_a[name], sets_b[name], name) for name in sets_a}
     point = _mean_over_sets({name: _point(inside, scores) for name, scores in outside.items()})
     draws = _mean_over_sets(bootstrap_draws(inside, outside, n, seed))
     low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975], axis=0)
     delta = point[0] - point[1]
-    return {name: Difference(float(delta[k]), float(low[k]), float(high[k])) for k, name in enumerate(METRICS)}
+    return {
+        name: Difference(float(delta[k]), float(low[k]), float(high[k])) for k, name in enumerate(METRICS)
+    }
 
 
 def bootstrap_draws(id_scores: Any, ood_scores: Any, n: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
@@ -151,16 +159,27 @@ def bootstrap_draws(id_scores: Any, ood_scores: Any, n: int = 1000, seed: int = 
     and its size alone. An array without a name is the set "ood". Raises UserError as ``ood_metrics``.
     """
     if n < 1:
-        raise UserError(f"n is {n}, but a bootstrap needs at least one draw; give a positive number such as 1000.")
+        raise UserError(
+            f"n is {n}, but a bootstrap needs at least one draw; give a positive number such as 1000."
+        )
     inside = _rows(id_scores, "id_scores")
     outside = {name: _rows(scores, f"ood_scores[{name!r}]") for name, scores in _as_sets(ood_scores).items()}
     if wrong := [name for name, scores in outside.items() if len(scores) != len(inside)]:
-        raise UserError(f"id_scores hold {len(inside)} scorings but set {wrong[0]!r} does not; score every set alike.")
+        raise UserError(
+            f"id_scores hold {len(inside)} scorings but set {wrong[0]!r} does not; score every set alike."
+        )
     sorted_id = [_Distinct(scores) for scores in inside]
-    pairs = {name: [_Pair(i, _Distinct(o)) for i, o in zip(sorted_id, s, strict=True)] for name, s in outside.items()}
-    step = min(n, max(1, _ELEMENTS // max(inside.shape[1], *(scores.shape[1] for scores in outside.values()))))
+    pairs = {
+        name: [_Pair(i, _Distinct(o)) for i, o in zip(sorted_id, s, strict=True)]
+        for name, s in outside.items()
+    }
+    step = min(
+        n, max(1, _ELEMENTS // max(inside.shape[1], *(scores.shape[1] for scores in outside.values())))
+    )
     id_counts = _counts(inside.shape[1], n, step, (seed, 0))
-    ood_counts = {name: _counts(s.shape[1], n, step, (seed, zlib.crc32(name.encode()))) for name, s in outside.items()}
+    ood_counts = {
+        name: _counts(s.shape[1], n, step, (seed, zlib.crc32(name.encode()))) for name, s in outside.items()
+    }
     parts: dict[str, list[np.ndarray]] = {name: [] for name in outside}
     for id_part in id_counts:
         cumulated = [scoring.cumulate(id_part) for scoring in sorted_id]  # once, for all sets
@@ -260,7 +279,9 @@ def _as_sets(scores: Any) -> Mapping[str, Any]:
 def _stack(a: Any, b: Any, name: str) -> np.ndarray:
     a, b = _scores(a, f"{name} scores of a"), _scores(b, f"{name} scores of b")
     if len(a) != len(b):
-        raise UserError(f"{name} has {len(a)} scores of a but {len(b)} of b; a paired bootstrap needs the same images.")
+        raise UserError(
+            f"{name} has {len(a)} scores of a but {len(b)} of b; a paired bootstrap needs the same images."
+        )
     return np.stack([a, b])
 
 
@@ -275,7 +296,9 @@ def _rows(values: Any, name: str, dimensions: tuple[int, ...] = (1, 2)) -> np.nd
     values = values.detach().cpu().double().numpy() if hasattr(values, "detach") else values
     array = np.asarray(values, dtype=np.float64)
     if array.ndim not in dimensions:
-        raise UserError(f"{name} has shape {array.shape}, but one score per image is needed; give a 1-D array.")
+        raise UserError(
+            f"{name} has shape {array.shape}, but one score per image is needed; give a 1-D array."
+        )
     if array.size == 0:
         raise UserError(f"{name} is empty; a metric needs at least one image of each kind.")
     if not np.isfinite(array).all():

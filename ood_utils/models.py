@@ -38,7 +38,9 @@ def _config(name: str) -> dict:
     """The open_clip config of an architecture; UserError with the nearest names if there is none."""
     config = open_clip.get_model_config(name)
     if config is None:
-        raise UserError(f"model {name!r} is not an open_clip architecture{_nearest(name, open_clip.list_models())}")
+        raise UserError(
+            f"model {name!r} is not an open_clip architecture{_nearest(name, open_clip.list_models())}"
+        )
     return config
 
 
@@ -61,7 +63,9 @@ def transforms(
     """
     config = preprocess_config(name, pretrained)
     augment = AugmentationCfg(scale=tuple(crop_scale))
-    return image_transform_v2(config, is_train=True, aug_cfg=augment), image_transform_v2(config, is_train=False)
+    return image_transform_v2(config, is_train=True, aug_cfg=augment), image_transform_v2(
+        config, is_train=False
+    )
 
 
 def _is_pickle(path: Path) -> bool:
@@ -71,7 +75,12 @@ def _is_pickle(path: Path) -> bool:
             for _ in pickletools.genops(file):
                 pass
             return not file.read(1)  # torch's own old format goes on after its first pickle
-    except (OSError, ValueError, OverflowError, MemoryError):  # no such opcode, cut short, or an absurd length
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+    ):  # no such opcode, cut short, or an absurd length
         return False
 
 
@@ -87,7 +96,9 @@ def _unreadable(path: Path, fault: Exception) -> UserError:
             f"weights file {path} is a pickle of other things than a state dict of tensors, refused because loading it "
             "could run code; where you trust it, save its state dict alone with torch.save"
         )
-    reason = f"{type(fault).__name__}: {fault}".splitlines()[0].split(". ")[0][:120]  # less torch's advice to trust it
+    reason = f"{type(fault).__name__}: {fault}".splitlines()[0].split(". ")[0][
+        :120
+    ]  # less torch's advice to trust it
     return UserError(f"weights file {path} is truncated or no weights file at all ({reason}); fetch it again")
 
 
@@ -104,18 +115,24 @@ def _weights_from_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return load_file(path), metadata
         with warnings.catch_warnings(action="ignore"):  # torch's own advice on files that are refused anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as fault:  # junk read as a pickle can break torch's reader in any way: KeyError, IndexError, ...
+    except (
+        Exception
+    ) as fault:  # junk read as a pickle can break torch's reader in any way: KeyError, IndexError, ...
         raise _unreadable(path, fault) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"weights file {path} is not a state dict of tensors; save one with models.save and use that")
+        raise UserError(
+            f"weights file {path} is not a state dict of tensors; save one with models.save and use that"
+        )
     return {k.removeprefix("module."): v for k, v in state.items()}, {}
 
 
 def _check_activation(model: nn.Module, name: str) -> None:
     """UserError unless the vision tower was built with the config's activation: the other one's features are wrong."""
     quick = bool(_config(name).get("quick_gelu", False))
-    tower = model.visual if isinstance(model.visual, VisionTransformer) else model  # a ResNet's ReLU tells nothing
+    tower = (
+        model.visual if isinstance(model.visual, VisionTransformer) else model
+    )  # a ResNet's ReLU tells nothing
     if any(isinstance(module, QuickGELU) for module in tower.modules()) != quick:
         raise UserError(
             f"model {name!r} was built {'without' if quick else 'with'} QuickGELU against its config; "
@@ -168,10 +185,16 @@ def load(
             f"pretrained {pretrained!r} is no tag of model {name!r} and no file{_nearest(pretrained, tags)}"
         )
     tag = None if is_path or pretrained == "random" else pretrained
-    if tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu") and not config.get("quick_gelu", False):
+    if (
+        tag
+        and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
+        and not config.get("quick_gelu", False)
+    ):
         raise UserError(f"pretrained {tag!r} was trained with QuickGELU; use model {name + '-quickgelu'!r}")
     loud = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of random weights although we load them next
+    logging.getLogger().setLevel(
+        logging.ERROR
+    )  # open_clip warns of random weights although we load them next
     try:
         model = open_clip.create_model(name, pretrained=tag, device=device)
     except (OSError, RuntimeError) as fault:
@@ -185,7 +208,9 @@ def load(
     if is_path:
         _load_weights(model, Path(pretrained), name)
     tokenizer = (
-        GlyphTokenizer(config["text_cfg"]["context_length"]) if name == "GlyphCLIP" else open_clip.get_tokenizer(name)
+        GlyphTokenizer(config["text_cfg"]["context_length"])
+        if name == "GlyphCLIP"
+        else open_clip.get_tokenizer(name)
     )
     return model.eval(), image_transform_v2(preprocess_config(name, pretrained), is_train=False), tokenizer
 
@@ -258,7 +283,9 @@ def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
     Exact for a causal tower pooled at its end token: what stands after that token cannot reach it.
     Any other tower is run at full width by open_clip.
     """
-    causal = getattr(model, "attn_mask", None) is not None and getattr(model, "text_pool_type", "") == "argmax"
+    causal = (
+        getattr(model, "attn_mask", None) is not None and getattr(model, "text_pool_type", "") == "argmax"
+    )
     if not causal:
         return model.encode_text(tokens)
     width = int(tokens.argmax(dim=-1).max()) + 1

@@ -57,7 +57,9 @@ def mine(
         raise UserError(f"quantile is {quantile}, but must lie in [0, 1]; NegLabel uses 0.95.")
     labels = np.array(["all"] * len(candidates) if parts is None else list(parts))
     if len(labels) != len(candidates):
-        raise UserError(f"parts has {len(labels)} entries for {len(candidates)} candidates; give one for each.")
+        raise UserError(
+            f"parts has {len(labels)} entries for {len(candidates)} candidates; give one for each."
+        )
     wanted = _wanted(labels, keep)
     likeness = _likeness(candidates, texts, quantile)
     chosen = []
@@ -116,7 +118,9 @@ class NegativeList:
 
     def __post_init__(self) -> None:
         if not len(self.words) == len(self.prompts) == len(self.indices):
-            raise UserError("A NegativeList needs as many prompts and indices as words; build it with negatives.build.")
+            raise UserError(
+                "A NegativeList needs as many prompts and indices as words; build it with negatives.build."
+            )
 
     def __len__(self) -> int:
         return len(self.words)
@@ -128,7 +132,9 @@ class NegativeList:
 
     def save(self, path: str | Path) -> Path:
         """Write as JSON, the whole list or nothing; UserError when the disk refuses."""
-        return atomic_write(path, json.dumps({**asdict(self), "hash": self.hash}, ensure_ascii=False, indent=1))
+        return atomic_write(
+            path, json.dumps({**asdict(self), "hash": self.hash}, ensure_ascii=False, indent=1)
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> NegativeList:
@@ -138,11 +144,15 @@ class NegativeList:
             saved = content.pop("hash")
             loaded = cls(**content)
         except OSError as error:
-            raise UserError(f"The negative list {path} cannot be read ({error.strerror}); mine it again.") from error
+            raise UserError(
+                f"The negative list {path} cannot be read ({error.strerror}); mine it again."
+            ) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is not a whole negative list; delete it and mine it again.") from error
         if saved != loaded.hash:
-            raise UserError(f"{path} was changed after it was mined (its hash differs); delete it and mine it again.")
+            raise UserError(
+                f"{path} was changed after it was mined (its hash differs); delete it and mine it again."
+            )
         return loaded
 
 
@@ -167,7 +177,9 @@ def build(
     words = [word for word, _ in corpus]
     candidates = _table(candidate_embeddings, "candidate_embeddings")
     if len(candidates) != len(corpus):
-        raise UserError(f"candidate_embeddings have {len(candidates)} rows for {len(corpus)} words; encode the corpus.")
+        raise UserError(
+            f"candidate_embeddings have {len(candidates)} rows for {len(corpus)} words; encode the corpus."
+        )
     usable = np.flatnonzero(clean(words, class_names, synonyms)) if cleaned else np.arange(len(corpus))
     if not len(usable):
         raise UserError("The corpus holds no word that is not an ID name; give a larger corpus.")
@@ -175,7 +187,13 @@ def build(
     chosen = usable[mine(candidates[usable], id_text_embeddings, quantile, keep, parts)]
     picked = [corpus[i] for i in chosen]
     kept = dict(keep) if isinstance(keep, Mapping) else keep
-    facts = {"quantile": quantile, "keep": kept, "cleaned": cleaned, "corpus": len(corpus), "candidates": len(usable)}
+    facts = {
+        "quantile": quantile,
+        "keep": kept,
+        "cleaned": cleaned,
+        "corpus": len(corpus),
+        "candidates": len(usable),
+    }
     names = [word for word, _ in picked]
     return NegativeList(names, prompts(picked, *templates), chosen.tolist(), {**facts, **(provenance or {})})
 
@@ -186,7 +204,10 @@ def _wanted(labels: np.ndarray, keep: float | Mapping[str, int]) -> dict[str, in
     if not isinstance(keep, Mapping):
         if not 0 < keep <= 1:
             raise UserError(f"keep is {keep}, but must be a share in (0, 1]; NegLabel keeps 0.15.")
-        return {str(part): int(keep * available[part]) for part in sorted(available, key=lambda p: (p != "noun", p))}
+        return {
+            str(part): int(keep * available[part])
+            for part in sorted(available, key=lambda p: (p != "noun", p))
+        }
     for part, count in keep.items():
         if not 0 <= count <= available.get(part, 0):
             raise UserError(
@@ -229,7 +250,11 @@ def _singular(token: str) -> str:
         return token[:-3] + "y"
     if len(token) > 4 and token.endswith(("ches", "shes", "sses", "xes", "zes")):
         return token[:-2]
-    return token[:-1] if len(token) > 2 and token.endswith("s") and not token.endswith(("ss", "us", "is")) else token
+    return (
+        token[:-1]
+        if len(token) > 2 and token.endswith("s") and not token.endswith(("ss", "us", "is"))
+        else token
+    )
 
 
 def _id_keys(class_names: Sequence[str], synonyms: Sequence[Sequence[str]] | None) -> set[tuple[str, ...]]:
@@ -258,6 +283,8 @@ def select(study: Study, space: Space, profile: Profile, cleaned: bool | None = 
             "model": f"{profile.model} / {profile.pretrained}",
             "id_prompt": profile.prompt,
             "prompts": [profile.negative_prompt, profile.adjective_prompt],
-            "embeddings_sha256": hashlib.sha256(np.ascontiguousarray(space.corpus_text).tobytes()).hexdigest(),
+            "embeddings_sha256": hashlib.sha256(
+                np.ascontiguousarray(space.corpus_text).tobytes()
+            ).hexdigest(),
         },
     )

@@ -89,14 +89,18 @@ def clip_parts(image: Tensor, text: Tensor, scale: Tensor | float, labels: Tenso
     return cma_parts(image, text, scale, 0.0, labels)
 
 
-def cma_parts(image: Tensor, text: Tensor, scale: Tensor | float, lam: float, labels: Tensor | None = None) -> Parts:
+def cma_parts(
+    image: Tensor, text: Tensor, scale: Tensor | float, lam: float, labels: Tensor | None = None
+) -> Parts:
     """CMA as published: L_CLIP - lam / (2B) sum_k [LSE_j S_kj + LSE_j S_jk].
 
     Identical to (1 - lam) L_CLIP - (lam / B) sum_k S_kk; lam = 0 is FLYP, lam = 1 pure alignment, which collapses.
     Arguments as ``clip_parts``, ``lam`` in [0, 1]. Raises UserError if lam is outside. Source: core_methods 1.1, 1.2.
     """
     if not 0 <= lam <= 1:
-        raise UserError(f"lam is {lam}; give a number from 0 (FLYP) to 1 (pure alignment), the paper's is 0.001")
+        raise UserError(
+            f"lam is {lam}; give a number from 0 (FLYP) to 1 (pure alignment), the paper's is 0.001"
+        )
     with torch.autocast(image.device.type, enabled=False):
         image, text, labels = _gathered(image, text, labels)
         return _contrast(image, text, scale, labels, lam)
@@ -112,7 +116,9 @@ def cma_loss(image: Tensor, text: Tensor, scale: Tensor | float, lam: float) -> 
     return cma_parts(image, text, scale, lam).loss
 
 
-def m2mix_loss(image: Tensor, text: Tensor, scale: Tensor | float, mix: float, weight: float = 0.01) -> Tensor:
+def m2mix_loss(
+    image: Tensor, text: Tensor, scale: Tensor | float, mix: float, weight: float = 0.01
+) -> Tensor:
     """The scalar of ``m2mix_parts``, for where only the loss is wanted."""
     return m2mix_parts(image, text, scale, mix, weight).loss
 
@@ -132,7 +138,9 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     angle = torch.where(near, torch.zeros_like(dot), dot).clamp(min=eps - 1).acos()
 
     def share(part: float) -> Tensor:
-        series = part * (1 + (1 - part * part) * rest / 3)  # sin(part * angle) / sin(angle) for angle^2 ~ 2 rest
+        series = part * (
+            1 + (1 - part * part) * rest / 3
+        )  # sin(part * angle) / sin(angle) for angle^2 ~ 2 rest
         return torch.where(near, series, (part * angle).sin() / angle.sin())
 
     return share(weight) * a + share(1 - weight) * b
@@ -160,13 +168,19 @@ def m2mix_parts(
     are those of the CLIP term. Raises UserError if mix or weight is out of range. Source: core_methods 5.1.
     """
     if not 0 <= mix <= 1 or weight < 0:
-        raise UserError(f"m2-Mix needs mix in [0, 1] and weight >= 0, not mix {mix} and weight {weight}; correct them")
+        raise UserError(
+            f"m2-Mix needs mix in [0, 1] and weight >= 0, not mix {mix} and weight {weight}; correct them"
+        )
     with torch.autocast(image.device.type, enabled=False):
         image, text, labels = _gathered(image, text, labels)
         parts = _contrast(image, text, scale, labels, 0.0)
-        sharpness = torch.as_tensor(scale if mix_scale is None else mix_scale, dtype=image.dtype, device=image.device)
+        sharpness = torch.as_tensor(
+            scale if mix_scale is None else mix_scale, dtype=image.dtype, device=image.device
+        )
         mixed, target = slerp(image, text, mix), torch.arange(len(image), device=image.device)
         own = torch.diag_embed((image * text).sum(1))
         others = 1 - torch.eye(len(image), dtype=image.dtype, device=image.device)
-        hard = [F.cross_entropy(sharpness * (own + others * (side @ mixed.T)), target) for side in (image, text)]
+        hard = [
+            F.cross_entropy(sharpness * (own + others * (side @ mixed.T)), target) for side in (image, text)
+        ]
         return parts._replace(loss=parts.loss + weight * (hard[0] + hard[1]))

@@ -25,7 +25,12 @@ from ood_utils.geometry import gap_direction, units
 from ood_utils.sphere import Globe, principal_axes
 
 ID, OOD = "#0072B2", "#D55E00"
-FAMILY_COLOURS = {"image-image": "#56B4E9", "text-text": "#E69F00", "matched": "#009E73", "mismatched": "#7F7F7F"}
+FAMILY_COLOURS = {
+    "image-image": "#56B4E9",
+    "text-text": "#E69F00",
+    "matched": "#009E73",
+    "mismatched": "#7F7F7F",
+}
 METHOD_COLOURS = {"zero-shot": "#7F7F7F", "FLYP": "#E69F00", "CMA": "#009E73", "m2-mix": "#CC79A7"}
 SPARE_COLOURS = ("#56B4E9", "#000000", "#0072B2", "#882255")
 WIDTH = 9.0  # inches: a notebook's text column
@@ -37,7 +42,9 @@ Drawn = tuple[Figure, pd.DataFrame]
 def style() -> None:
     """One look for all figures: seaborn ticks, notebook context, no top and right spines. Called by every figure."""
     sns.set_theme(context="notebook", style="ticks", font_scale=0.85)
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "savefig.dpi": 150})
+    plt.rcParams.update(
+        {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "savefig.dpi": 150}
+    )
 
 
 def look(group: str) -> dict[str, object]:
@@ -105,7 +112,12 @@ def _handles(ax: Axes, groups: Sequence[str]) -> list:
 
 
 def _place_labels(
-    ax: Axes, x: Sequence[float], y: Sequence[float], labels: Sequence[str], every: np.ndarray, colours: Sequence[str]
+    ax: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    labels: Sequence[str],
+    every: np.ndarray,
+    colours: Sequence[str],
 ) -> None:
     """Write each label beside its point, at the side furthest from ``every`` (n, 2) point drawn and other labels."""
     ax.figure.canvas.draw()
@@ -114,7 +126,14 @@ def _place_labels(
     scale = ax.figure.dpi / 72
     for point, label, colour in zip(points, labels, colours, strict=True):
         width, best = 5.6 * scale * len(label), None
-        for dx, dy, align in ((9, 0, 0.0), (-9, 0, 1.0), (0, 11, 0.5), (0, -11, 0.5), (7, 9, 0.0), (7, -9, 0.0)):
+        for dx, dy, align in (
+            (9, 0, 0.0),
+            (-9, 0, 1.0),
+            (0, 11, 0.5),
+            (0, -11, 0.5),
+            (7, 9, 0.0),
+            (7, -9, 0.0),
+        ):
             centre = point + scale * np.array([dx, dy]) + [(0.5 - align) * width, 0]
             others = np.array([*every, *placed]).reshape(-1, 2)
             reach = np.abs(others - centre) / [width / 2 + 4 * scale, 7 * scale]
@@ -143,7 +162,9 @@ def gallery(rows: Mapping[str, Sequence[np.ndarray]], title: str) -> Drawn:
     sheet = np.ones((len(rows) * step, columns * step, 3))
     for y, images in enumerate(rows.values()):
         for x, image in enumerate(images):
-            sheet[y * step : y * step + image.shape[0], x * step : x * step + image.shape[1]] = np.clip(image, 0, 1)
+            sheet[y * step : y * step + image.shape[0], x * step : x * step + image.shape[1]] = np.clip(
+                image, 0, 1
+            )
     figure, ax = plt.subplots(figsize=(WIDTH, WIDTH * len(rows) / columns * 0.9 + 0.5), layout="constrained")
     ax.imshow(sheet, interpolation="nearest")
     ax.set_yticks(np.arange(len(rows)) * step + side / 2, list(rows))
@@ -151,7 +172,9 @@ def gallery(rows: Mapping[str, Sequence[np.ndarray]], title: str) -> Drawn:
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     figure.suptitle(_wrapped(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
-    return figure, pd.DataFrame({"set": list(rows), "images shown": [len(images) for images in rows.values()]})
+    return figure, pd.DataFrame(
+        {"set": list(rows), "images shown": [len(images) for images in rows.values()]}
+    )
 
 
 def cosine_families(models: Mapping[str, Mapping[str, np.ndarray]], title: str, bins: int = 120) -> Drawn:
@@ -186,7 +209,12 @@ def cosine_families(models: Mapping[str, Mapping[str, np.ndarray]], title: str, 
 
 
 def _paired_scatter(
-    panels: Mapping[str, np.ndarray], title: str, xlabel: str, ylabel: str, sample: int, notes: Mapping[str, str]
+    panels: Mapping[str, np.ndarray],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    sample: int,
+    notes: Mapping[str, str],
 ) -> Drawn:
     """Small multiples of matched pairs: ``panels`` maps model to (2, n, 2), images then texts, joined by thin lines."""
     figure, axes = _panels(len(panels), title, height=PANEL + 0.3, sharex=True, sharey=True)
@@ -243,7 +271,9 @@ def svd_plane(models: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, s
         panels[model] = both @ principal_axes(both.reshape(-1, both.shape[-1]), 2).T
         kept = np.square(panels[model]).sum(-1).mean()
         notes[model] = f"plane keeps {kept:.0%}, n {len(images):,}"
-    return _paired_scatter(panels, title, "first singular direction", "second singular direction", sample, notes)
+    return _paired_scatter(
+        panels, title, "first singular direction", "second singular direction", sample, notes
+    )
 
 
 def _sphere_data(globes: Mapping[str, Globe]) -> pd.DataFrame:
@@ -251,7 +281,8 @@ def _sphere_data(globes: Mapping[str, Globe]) -> pd.DataFrame:
     return pd.concat(
         [
             pd.DataFrame({"picture": name, "group": group, **dict(zip("xyz", xyz.T, strict=True))}).assign(
-                latitude=np.degrees(globe.latlon(group)[:, 0]), longitude=np.degrees(globe.latlon(group)[:, 1])
+                latitude=np.degrees(globe.latlon(group)[:, 0]),
+                longitude=np.degrees(globe.latlon(group)[:, 1]),
             )
             for name, globe in globes.items()
             for group, xyz in globe.xyz.items()
@@ -285,7 +316,9 @@ def globe_map(
     ``threshold`` is a latitude in degrees: with a class text as pole of ``sphere.gap_latitude``, everything
     south of that parallel is rejected. ``notes`` are written below each map, ``caption`` below all.
     """
-    figure, axes = _panels(len(globes), title, columns=2, height=PANEL - 0.3, subplot_kw={"projection": "mollweide"})
+    figure, axes = _panels(
+        len(globes), title, columns=2, height=PANEL - 0.3, subplot_kw={"projection": "mollweide"}
+    )
     for ax, (name, globe) in zip(axes, globes.items(), strict=True):
         _map(ax, globe, threshold, (notes or {}).get(name, ""))
         counts = ", ".join(f"{len(xyz):,} {group}" for group, xyz in globe.xyz.items())
@@ -304,13 +337,17 @@ def picture_note(error: Mapping[str, float]) -> str:
     )
 
 
-def neighbourhoods(globes: Mapping[str, Globe], errors: Mapping[str, Mapping[str, float]], title: str) -> Drawn:
+def neighbourhoods(
+    globes: Mapping[str, Globe], errors: Mapping[str, Mapping[str, float]], title: str
+) -> Drawn:
     """Maps of several projections with what each gets wrong printed in it. Data: points of all pictures.
 
     ``errors`` maps the same names to ``sphere.picture_error``. Captioned "neighbourhoods only".
     """
     caption = "Neighbourhoods only: sizes of clusters and distances between them mean nothing here."
-    return globe_map(globes, title, notes={name: picture_note(e) for name, e in errors.items()}, caption=caption)
+    return globe_map(
+        globes, title, notes={name: picture_note(e) for name, e in errors.items()}, caption=caption
+    )
 
 
 def globe_views(
@@ -323,7 +360,9 @@ def globe_views(
 
     ``threshold`` as in ``globe_map``. Data as ``_sphere_data``.
     """
-    figure, axes = _panels(len(views), title, height=WIDTH / len(views) - 0.2, subplot_kw={"projection": "3d"})
+    figure, axes = _panels(
+        len(views), title, height=WIDTH / len(views) - 0.2, subplot_kw={"projection": "3d"}
+    )
     turn = np.linspace(0, 2 * np.pi, 100)
     for ax, (elevation, azimuth) in zip(axes, views, strict=True):
         up, round_ = np.radians([elevation, azimuth])
@@ -333,9 +372,17 @@ def globe_views(
             parallels.append((np.sin(np.radians(threshold)), "black", 1.6))
         for height, colour, width in parallels:
             r = np.sqrt(1 - height**2)
-            _line(ax, np.stack([r * np.cos(turn), r * np.sin(turn), np.full(100, height)], 1), eye, colour, width)
+            _line(
+                ax,
+                np.stack([r * np.cos(turn), r * np.sin(turn), np.full(100, height)], 1),
+                eye,
+                colour,
+                width,
+            )
         for meridian in np.radians(np.arange(0, 180, 30)):
-            ring = np.stack([np.cos(turn) * np.cos(meridian), np.cos(turn) * np.sin(meridian), np.sin(turn)], 1)
+            ring = np.stack(
+                [np.cos(turn) * np.cos(meridian), np.cos(turn) * np.sin(meridian), np.sin(turn)], 1
+            )
             _line(ax, ring, eye, "0.8", 0.5)
         for near, alpha in ((False, 0.1), (True, 0.8)):
             half = {group: xyz[(xyz @ eye > 0) == near] for group, xyz in globe.xyz.items()}
@@ -371,10 +418,19 @@ def gap_sweep(frame: pd.DataFrame, title: str, labels: Mapping[str, str] | None 
     for ax, (column, label) in zip(axes, labels.items(), strict=True):
         ax.axvline(0, color="0.8", linewidth=1)
         ax.plot(frame["gap"], frame[column], color="0.25", marker=".", markersize=5, linewidth=1.2)
-        ax.plot(trained["gap"], trained[column], "o", markersize=10, markerfacecolor="none", markeredgecolor="black")
+        ax.plot(
+            trained["gap"],
+            trained[column],
+            "o",
+            markersize=10,
+            markerfacecolor="none",
+            markeredgecolor="black",
+        )
         ax.margins(y=0.2)
         ax.set_title(label, loc="left", fontsize=10)
-    figure.supxlabel("gap left (distance; 0 = closed, below 0 = passed); ring: the model as trained", fontsize=10)
+    figure.supxlabel(
+        "gap left (distance; 0 = closed, below 0 = passed); ring: the model as trained", fontsize=10
+    )
     return figure, frame
 
 
@@ -395,7 +451,9 @@ def alignment_uniformity(
     ax.set_ylabel(ylabel or "uniformity, −log mean exp(−2 d²)\n(higher = more spread)")
     means = frame.groupby("method", sort=False)[[x, y]].mean()
     colours = [colour_of(method, position) for position, method in enumerate(means.index)]
-    _place_labels(ax, means[x], means[y], [str(m) for m in means.index], frame[[x, y]].to_numpy(float), colours)
+    _place_labels(
+        ax, means[x], means[y], [str(m) for m in means.index], frame[[x, y]].to_numpy(float), colours
+    )
     return figure, frame
 
 
@@ -419,7 +477,9 @@ def scores(
         density, _ = np.histogram(values, edges, density=True)
         left.stairs(density, edges, fill=True, color=colour, alpha=0.35)
         left.stairs(density, edges, color=colour, linewidth=1.3, label=f"{name} (n {len(values):,})")
-        rows.append(pd.DataFrame({"curve": f"{name} density", "x": (edges[1:] + edges[:-1]) / 2, "y": density}))
+        rows.append(
+            pd.DataFrame({"curve": f"{name} density", "x": (edges[1:] + edges[:-1]) / 2, "y": density})
+        )
     left.axvline(threshold, color="black", linewidth=1.3)
     left.margins(y=0.22)
     left.legend(frameon=False, loc="upper left", fontsize=9)
@@ -439,7 +499,9 @@ def scores(
     return figure, pd.concat(rows, ignore_index=True)
 
 
-def mistakes(images: Sequence[np.ndarray], frame: pd.DataFrame, title: str, columns: int = 2, width: int = 46) -> Drawn:
+def mistakes(
+    images: Sequence[np.ndarray], frame: pd.DataFrame, title: str, columns: int = 2, width: int = 46
+) -> Drawn:
     """A table with pictures: what the model saw and which texts it found nearest. Data: ``frame``.
 
     ``images``: (H, W, 3) arrays in [0, 1]. ``frame`` has one row per image; each of its columns becomes a
@@ -458,12 +520,17 @@ def mistakes(images: Sequence[np.ndarray], frame: pd.DataFrame, title: str, colu
         picture.imshow(np.clip(image, 0, 1), interpolation="nearest")
         texts = {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in row.items()}
         lines = [f"{name}: {value}" for name, value in texts.items()]
-        wrapped = [textwrap.fill(line, width, max_lines=2, placeholder=" …", subsequent_indent="   ") for line in lines]
+        wrapped = [
+            textwrap.fill(line, width, max_lines=2, placeholder=" …", subsequent_indent="   ")
+            for line in lines
+        ]
         words.text(0, 0.5, "\n".join(wrapped), va="center", fontsize=8.5, transform=words.transAxes)
     return figure, frame
 
 
-def training_curves(logs: Mapping[str, pd.DataFrame], parts: Mapping[str, str], title: str, smooth: int = 20) -> Drawn:
+def training_curves(
+    logs: Mapping[str, pd.DataFrame], parts: Mapping[str, str], title: str, smooth: int = 20
+) -> Drawn:
     """The parts of the loss over the steps, one panel per part, one line per training.
 
     ``logs`` maps name to a per-step log; ``parts`` maps its columns to panel titles with units. Lines are
@@ -496,7 +563,11 @@ def lam_sweep(
     ``frame`` has columns lam and those of ``labels`` (default: centroid_gap, accuracy, auroc); repeated lam
     (seeds) are drawn as points about their mean. ``chosen`` marks the lam taken.
     """
-    labels = labels or {"centroid_gap": "centroid gap", "accuracy": "ID accuracy", "auroc": "validation AUROC"}
+    labels = labels or {
+        "centroid_gap": "centroid gap",
+        "accuracy": "ID accuracy",
+        "auroc": "validation AUROC",
+    }
     figure, axes = _panels(len(labels), title, sharex=True)
     lams = np.unique(frame["lam"])
     smallest = lams[lams > 0].min() if (lams > 0).any() else 1.0
@@ -542,7 +613,13 @@ def results(frame: pd.DataFrame, title: str, metric: str = "fpr95_id", xlabel: s
             if len(ends) == 2:
                 error = np.clip([rows[metric] - rows[ends[0]], rows[ends[1]] - rows[metric]], 0, None)
             dots = ax.errorbar(
-                rows[metric], y, xerr=error, fmt="o", markersize=4.5, linewidth=1.4, color=colour_of(method, position)
+                rows[metric],
+                y,
+                xerr=error,
+                fmt="o",
+                markersize=4.5,
+                linewidth=1.4,
+                color=colour_of(method, position),
             )
             handles.append(dots)
         for k in range(0, len(sets), 2):
@@ -569,7 +646,9 @@ def class_gaps(frame: pd.DataFrame, title: str, names: Sequence[str] | None = No
     ax.axvline(frame["cosine"].median(), color="0.6", linewidth=1, linestyle=":")
     ax.annotate(f"median {frame['cosine'].median():.2f}", (frame["cosine"].median(), 0.01), (4, 2), fontsize=9,
                 xycoords=("data", "axes fraction"), textcoords="offset points")  # fmt: skip
-    ax.set_xlabel(f"cosine of the class' gap with the mean gap (1 = one shared direction; {len(frame):,} classes)")
+    ax.set_xlabel(
+        f"cosine of the class' gap with the mean gap (1 = one shared direction; {len(frame):,} classes)"
+    )
     ax.set_ylabel("length of the class' gap")
     ax.margins(0.12)
     if names is not None:
@@ -606,7 +685,11 @@ def globe_html(
             rows = np.stack([flat * np.cos(longitude), flat * np.sin(longitude), np.sin(latitude)], axis=1)
         is_text = look(name)["marker"] == "^"
         colour = look(name)["edgecolors" if is_text else "facecolors"]
-        marker = {"color": colour, "size": 4 if is_text else 2.5, "symbol": "diamond-open" if is_text else "circle"}
+        marker = {
+            "color": colour,
+            "size": 4 if is_text else 2.5,
+            "symbol": "diamond-open" if is_text else "circle",
+        }
         words = list((hover or {}).get(name, [])) or None
         figure.add_scatter3d(
             **dict(zip("xyz", rows.T.round(4).tolist(), strict=True)), mode="markers", marker=marker, text=words,

@@ -20,7 +20,9 @@ from . import glyphs, models
 from .run import OUTPUTS, atomic_write, provenance
 
 TEMPLATES = ("{}", "a {}", "the nice {}", "an image of a {}")
-LETTER_WEIGHT = 0.5  # how often an ID letter's drawing is shown beside any other: leaves fine-tuning something to learn
+LETTER_WEIGHT = (
+    0.5  # how often an ID letter's drawing is shown beside any other: leaves fine-tuning something to learn
+)
 PARTIAL = 0.7  # share of captions that lose words: information imbalance makes the gap (Schrodi et al. 2025)
 
 
@@ -39,7 +41,9 @@ class Captions:
 
     def __init__(self, tokenizer: models.GlyphTokenizer, names: tuple[str, ...], partial: float) -> None:
         self.words = [[tokenizer.encode(w) for w in name.split()] for name in names]
-        self.heads = [[c for w in t.replace("{}", "").split() for c in tokenizer.encode(w)] for t in TEMPLATES]
+        self.heads = [
+            [c for w in t.replace("{}", "").split() for c in tokenizer.encode(w)] for t in TEMPLATES
+        ]
         self.ends, self.partial = (tokenizer.sot_token_id, tokenizer.eot_token_id), partial
 
     def __call__(self, characters: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
@@ -67,7 +71,9 @@ def _texts_by_length(model: torch.nn.Module, tokens: torch.Tensor, parts: int = 
 
 
 @torch.no_grad()
-def calibration(model: torch.nn.Module, tokenizer: models.GlyphTokenizer, faces: tuple[str, ...]) -> dict[str, float]:
+def calibration(
+    model: torch.nn.Module, tokenizer: models.GlyphTokenizer, faces: tuple[str, ...]
+) -> dict[str, float]:
     """Zero-shot accuracy on the ID classes (one view of each canonical drawing in ``faces``) and the centroid gap."""
     model.eval()
     world, classes = glyphs.world(), glyphs.concepts().classes
@@ -78,7 +84,9 @@ def calibration(model: torch.nn.Module, tokenizer: models.GlyphTokenizer, faces:
     images = glyphs.views(world.alphas[picked], pool, range(len(picked)), seed=1)
     device = next(model.parameters()).device
     image = F.normalize(model.encode_image((images.to(device) - 0.5) / 0.5), dim=-1)
-    text = F.normalize(models.encode_text(model, tokenizer([f"a {world.names[c]}" for c in first]).to(device)), dim=-1)
+    text = F.normalize(
+        models.encode_text(model, tokenizer([f"a {world.names[c]}" for c in first]).to(device)), dim=-1
+    )
     top = (image @ text.T).topk(5).indices.cpu()
     matched = text[labels.to(device)]
     return {
@@ -134,7 +142,9 @@ def pretrain(
         model.train()
         rng = np.random.default_rng([seed, step])
         chosen = pool[rng.choice(len(pool), batch, p=weight)]
-        images = glyphs.views(world.alphas[chosen], world.alphas[pool], range(step * batch, (step + 1) * batch), seed)
+        images = glyphs.views(
+            world.alphas[chosen], world.alphas[pool], range(step * batch, (step + 1) * batch), seed
+        )
         tokens = captions(world.character[chosen], rng).to(device)
         with torch.autocast(device, torch.bfloat16):
             image = model.encode_image(((images - 0.5) / 0.5).to(device, memory_format=torch.channels_last))
@@ -152,13 +162,19 @@ def pretrain(
             log.append(row)
             tqdm.write(json.dumps(row))
             if checkpoint:
-                state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "rate": rate.state_dict()}
+                state = {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "rate": rate.state_dict(),
+                }
                 torch.save(state | {"step": step + 1, "log": log}, f"{checkpoint}.part")
                 os.replace(f"{checkpoint}.part", checkpoint)
     return model.eval(), log
 
 
-def card(model: torch.nn.Module, log: list[dict[str, float]], options: argparse.Namespace) -> dict[str, object]:
+def card(
+    model: torch.nn.Module, log: list[dict[str, float]], options: argparse.Namespace
+) -> dict[str, object]:
     """The model card's facts: data, recipe, seed, commit, hardware, minutes, hash, calibration on unseen faces."""
     tokenizer, facts = models.GlyphTokenizer(), provenance()
     return {
@@ -187,7 +203,9 @@ def install(model: torch.nn.Module, log: list[dict[str, float]], options: argpar
     """Write the package's weights (float16) and then the card, measured on what was written."""
     models.save(model, models.GLYPH_WEIGHTS, "GlyphCLIP", half=True)
     shipped, _, _ = models.load()
-    atomic_write(models.ASSETS / "GlyphCLIP.card.json", json.dumps(card(shipped, log, options), indent=1) + "\n")
+    atomic_write(
+        models.ASSETS / "GlyphCLIP.card.json", json.dumps(card(shipped, log, options), indent=1) + "\n"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -207,7 +225,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = torch's choice")
     parser.add_argument("--hardware", default="", help="what to call this machine in the card")
-    parser.add_argument("--install", action="store_true", help="write weights and card into the package when done")
+    parser.add_argument(
+        "--install", action="store_true", help="write weights and card into the package when done"
+    )
     options = parser.parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -67,16 +67,27 @@ def headline_table(folder: Path) -> str:
         lines.append(f"| {bold}{name}{bold} | {group} | " + " | ".join(cells) + " |")
     claims = pd.read_csv(folder / "tables" / "claims.csv")
     return "\n".join(
-        [*lines, "", "Does the paper's order, CMA < FLYP < zero-shot in FPR95, hold here?", "", *claims["claim"]]
+        [
+            *lines,
+            "",
+            "Does the paper's order, CMA < FLYP < zero-shot in FPR95, hold here?",
+            "",
+            *claims["claim"],
+        ]
     )
 
 
 def update_readme(readme: Path, folder: Path) -> None:
     """Put the headline table between the README's marks. Raises UserError if the marks are gone."""
-    text, pattern = readme.read_text(), re.compile(f"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", re.S)
+    text, pattern = (
+        readme.read_text(),
+        re.compile(f"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", re.S),
+    )
     if not pattern.search(text):
         raise UserError(f"{readme} has lost the marks {MARKS[0]!r} and {MARKS[1]!r}; put them back")
-    runs.atomic_write(readme, pattern.sub(lambda found: f"{found[1]}\n{headline_table(folder)}\n\n{found[2]}", text))
+    runs.atomic_write(
+        readme, pattern.sub(lambda found: f"{found[1]}\n{headline_table(folder)}\n\n{found[2]}", text)
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -153,7 +153,9 @@ def _index(folder: Path, record: dict[str, Any], questions: dict[str, str]) -> s
     }
     shown = {title: html for title, html in sections.items() if html}
     links = "".join(f'<li><a href="#{_anchor(title)}">{title}</a></li>' for title in shown)
-    parts = "".join(f'<section id="{_anchor(title)}"><h2>{title}</h2>{html}</section>' for title, html in shown.items())
+    parts = "".join(
+        f'<section id="{_anchor(title)}"><h2>{title}</h2>{html}</section>' for title, html in shown.items()
+    )
     seconds = sum(entry.get("seconds", 0) for entry in record["notebooks"].values())
     facts = f"run {escape(record['id'])}, {escape(record['provenance'].get('time', ''))}, {seconds / 60:.1f} minutes"
     return (
@@ -186,9 +188,13 @@ def _table(path: Path, limit: int) -> str:
     if not rows:
         return ""
     head, body = rows[0], rows[1:]
-    numeric = [any(row[i] for row in body) and all(_is_number(row[i]) for row in body) for i in range(len(head))]
+    numeric = [
+        any(row[i] for row in body) and all(_is_number(row[i]) for row in body) for i in range(len(head))
+    ]
     sides = [' class="number"' if number else "" for number in numeric]
-    top = "".join(f'<th scope="col"{side}>{escape(name)}</th>' for name, side in zip(head, sides, strict=True))
+    top = "".join(
+        f'<th scope="col"{side}>{escape(name)}</th>' for name, side in zip(head, sides, strict=True)
+    )
     lines = "".join(
         "<tr>" + "".join(f"<td{s}>{escape(_cell(v))}</td>" for v, s in zip(row, sides, strict=True)) + "</tr>"
         for row in body[:limit]
@@ -196,8 +202,12 @@ def _table(path: Path, limit: int) -> str:
     words = set(head).union(*body) if body else set(head)
     meanings = "; ".join(f"{name}: {text}" for name, text in COLUMNS.items() if name in words)
     more = f" First {limit} of {len(body)} rows." if len(body) > limit else ""
-    note = f'<p class="soft">{escape(meanings)}{"." if meanings else ""}{more}</p>' if meanings or more else ""
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>{note}'
+    note = (
+        f'<p class="soft">{escape(meanings)}{"." if meanings else ""}{more}</p>' if meanings or more else ""
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>{note}'
+    )
 
 
 def _is_number(text: str) -> bool:
@@ -259,7 +269,9 @@ def _numbers(path: Path) -> str:
 
 def _interactive(folder: Path) -> str:
     pages = sorted((folder / "figures").glob("*.html"))
-    items = "".join(f'<li><a href="figures/{escape(p.name)}">{escape(_words(p.stem))}</a></li>' for p in pages)
+    items = "".join(
+        f'<li><a href="figures/{escape(p.name)}">{escape(_words(p.stem))}</a></li>' for p in pages
+    )
     return f"<ul>{items}</ul>" if pages else ""
 
 
@@ -279,7 +291,9 @@ def _figures(folder: Path, record: dict[str, Any]) -> str:
             f'<li><a href="figures/{escape(path.name)}"><img loading="lazy" src="figures/{escape(path.name)}" '
             f'alt="{escape(text)}"></a><span>{escape(_words(path.stem))}</span>{link}</li>'
         )
-    return "".join(f'<h3>{escape(n)}</h3><ul class="gallery">{"".join(groups[n])}</ul>' for n in sorted(groups))
+    return "".join(
+        f'<h3>{escape(n)}</h3><ul class="gallery">{"".join(groups[n])}</ul>' for n in sorted(groups)
+    )
 
 
 def _tables(folder: Path) -> str:
@@ -298,7 +312,10 @@ def unreadable(folder: Path) -> dict[str, list[str]]:
 
     found: dict[str, set[str]] = {}
     for path in sorted((folder / "embeddings").glob("*.safetensors")):
-        with suppress(OSError, SafetensorError, KeyError, ValueError), safe_open(path, "np") as file:  # else made anew
+        with (
+            suppress(OSError, SafetensorError, KeyError, ValueError),
+            safe_open(path, "np") as file,
+        ):  # else made anew
             lost = json.loads(file.metadata()["facts"])["unreadable"]
             found.setdefault(re.sub(r"-\w+-\d+$", "", path.stem), set()).update(name for _, name in lost)
     for path in sorted((folder / "checkpoints").glob("*/card.json")):
@@ -333,7 +350,9 @@ def _facts(record: dict[str, Any]) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items()),
     }
     pairs = "".join(f"<dt>{escape(key)}</dt><dd>{escape(_join(value))}</dd>" for key, value in rows.items())
-    values = "".join(f"<dt>{escape(k)}</dt><dd>{escape(_join(v))}</dd>" for k, v in record["parameters"].items())
+    values = "".join(
+        f"<dt>{escape(k)}</dt><dd>{escape(_join(v))}</dd>" for k, v in record["parameters"].items()
+    )
     notes = {name: entry["facts"] for name, entry in record["notebooks"].items() if entry.get("facts")}
     more = f"<pre>{escape(json.dumps(notes, indent=1))}</pre>"
     return (

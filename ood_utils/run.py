@@ -60,7 +60,12 @@ class Profile(BaseModel):
     """One lane of the series: every value a notebook may read, typed, with its range. Flat and read-only."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(), validate_default=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        validate_default=True,
     )
 
     title: str = Field("", description="one line shown in the report")
@@ -76,41 +81,67 @@ class Profile(BaseModel):
     train_images: int = Field(0, ge=0, description="training images kept, 0 = all")
     data_seed: int = Field(0, ge=0, description="seed of everything drawn at random in the data")
     model: str = Field("GlyphCLIP", min_length=1, description="an open_clip model name")
-    pretrained: str = Field("builtin", min_length=1, description="builtin, an open_clip tag, or a path to weights")
+    pretrained: str = Field(
+        "builtin", min_length=1, description="builtin, an open_clip tag, or a path to weights"
+    )
     prompt: str = Field("a {}", description='template of the ID class names, with "{}" where the name goes')
     ensemble: bool = Field(
-        False, description="embedded ID class texts: mean over open_clip's 80 ImageNet templates instead of the prompt"
+        False,
+        description="embedded ID class texts: mean over open_clip's 80 ImageNet templates instead of the prompt",
     )
     negative_prompt: str = Field("a {}", description='template of the negative labels, with "{}"')
-    adjective_prompt: str = Field("This is a {} photo", description='template of adjectives among them, with "{}"')
+    adjective_prompt: str = Field(
+        "This is a {} photo", description='template of adjectives among them, with "{}"'
+    )
     lam: float = Field(0.003, ge=0, le=1, description="weight of the alignment term, 0 (FLYP) to 1")
-    lams: list[Share] = Field([0, 1e-3, 3e-3, 1e-2, 1e-1], min_length=1, description="the sweep of lam, each 0 to 1")
-    seeds: list[int] = Field([0, 1, 2], min_length=1, description="training seeds, different and not negative")
-    few_classes: int = Field(100, ge=0, description="ID classes of the few-classes ablation, 0 = leave it out")
+    lams: list[Share] = Field(
+        [0, 1e-3, 3e-3, 1e-2, 1e-1], min_length=1, description="the sweep of lam, each 0 to 1"
+    )
+    seeds: list[int] = Field(
+        [0, 1, 2], min_length=1, description="training seeds, different and not negative"
+    )
+    few_classes: int = Field(
+        100, ge=0, description="ID classes of the few-classes ablation, 0 = leave it out"
+    )
     steps: int = Field(400, ge=1, description="optimiser steps of a fine-tuning")
-    epochs: int = Field(0, ge=0, description="passes over the training set; above 0 it decides instead of steps")
+    epochs: int = Field(
+        0, ge=0, description="passes over the training set; above 0 it decides instead of steps"
+    )
     batch: int = Field(128, ge=2, description="image-text pairs of a step, over all processes")
     lr: float = Field(2e-4, gt=0, le=1, description="peak learning rate")
     warmup: int = Field(40, ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(0.1, ge=0, le=1, description="AdamW weight decay")
     decay_all: bool = Field(False, description="decay LayerNorm, biases and the scale too (paper mode)")
-    scale_mode: Literal["clamped", "learned", "frozen"] = Field("clamped", description="logit scale; learned = paper")
+    scale_mode: Literal["clamped", "learned", "frozen"] = Field(
+        "clamped", description="logit scale; learned = paper"
+    )
     class_aware: bool = Field(False, description="count every pair of one class as positive")
-    chunk: int = Field(0, ge=0, description="micro-batch of the cached-gradient step, 0 = whole batch at once")
+    chunk: int = Field(
+        0, ge=0, description="micro-batch of the cached-gradient step, 0 = whole batch at once"
+    )
     processes: int = Field(1, ge=1, description="torchrun processes of one training")
     parallel: int = Field(
         2, ge=0, description="independent trainings side by side on the CPU; 0 = in the notebook's process"
     )
-    crop_scale: list[float] = Field([0.9, 1.0], min_length=2, max_length=2, description="random crop, share of area")
+    crop_scale: list[float] = Field(
+        [0.9, 1.0], min_length=2, max_length=2, description="random crop, share of area"
+    )
     corpus: str = Field("names", min_length=1, description="names, a WordNet dict folder, or a text file")
     corpus_words: int = Field(0, ge=0, description="corpus words kept, drawn with the data seed; 0 = all")
-    quantile: float = Field(0.95, ge=0, le=1, description="NegMine: quantile of the similarities to the ID names")
+    quantile: float = Field(
+        0.95, ge=0, le=1, description="NegMine: quantile of the similarities to the ID names"
+    )
     keep: float = Field(0.15, gt=0, le=1, description="NegMine: share of the candidates kept")
     keep_counts: dict[Literal["adj", "noun", "conjugated"], int] = Field(
-        {}, description="NegMine: numbers kept by part of speech instead of a share (CMA: adj 1500, noun 8500)"
+        {},
+        description="NegMine: numbers kept by part of speech instead of a share (CMA: adj 1500, noun 8500)",
     )
-    cleaned: bool = Field(True, description="take ID names, their synonyms and artefacts out of the negatives")
-    conjugated: bool = Field(False, description="CSP: every adjective of a WordNet corpus becomes adjective + noun")
+    cleaned: bool = Field(
+        True, description="take ID names, their synonyms and artefacts out of the negatives"
+    )
+    conjugated: bool = Field(
+        False, description="CSP: every adjective of a WordNet corpus becomes adjective + noun"
+    )
     groups: int = Field(1, ge=1, description="groups of negative labels")
     temperature: float = Field(0.01, gt=0, description="temperature of MSP, Energy and NegLabel")
     embed_batch: int = Field(256, ge=1, description="images or texts embedded at once")
@@ -119,7 +150,9 @@ class Profile(BaseModel):
         "pil", description="of embedded image files: pil, or torchvision's on the device (on a GPU nvJPEG)"
     )
     compile: bool = Field(False, description="torch.compile the image encoder when embedding")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the encoders; losses are always fp32")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the encoders; losses are always fp32"
+    )
     deterministic: bool = Field(
         False, description="deterministic GPU algorithms: resume and rerun give the same bits, slower"
     )
@@ -150,7 +183,13 @@ class Profile(BaseModel):
     @field_validator("workers")
     @classmethod
     def _cores(cls, workers: int) -> int:
-        return workers if workers >= 0 else len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        return (
+            workers
+            if workers >= 0
+            else len(os.sched_getaffinity(0))
+            if sys.platform == "linux"
+            else os.cpu_count()
+        )
 
     @field_validator("crop_scale")
     @classmethod
@@ -211,7 +250,9 @@ def profile_file(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path.resolve()
     if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
-        raise UserError(f"profile file {path} does not exist; give one that does, or one of: {', '.join(known)}")
+        raise UserError(
+            f"profile file {path} does not exist; give one that does, or one of: {', '.join(known)}"
+        )
     raise UserError(f"unknown profile '{name_or_path}'{nearest(str(name_or_path), known)}")
 
 
@@ -228,7 +269,9 @@ def load_profile(name_or_path: str | Path, changes: dict[str, Any] | None = None
         where = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         raise UserError(f"profile file {path}{where} is not YAML; write one 'name: value' a line") from None
     if not isinstance(values, dict):
-        raise UserError(f"profile file {path} is not a list of 'name: value' lines; see {PROFILES / 'glyphs.yaml'}")
+        raise UserError(
+            f"profile file {path} is not a list of 'name: value' lines; see {PROFILES / 'glyphs.yaml'}"
+        )
     return make_profile(absolute_paths(values, path.parent) | (changes or {}), f"profile {path.stem}")
 
 
@@ -247,7 +290,9 @@ def make_profile(values: dict[str, Any], source: str) -> Profile:
             raise UserError(f"{source}: {fault}") from None
         field = str(first["loc"][0])
         meaning = Profile.model_fields[field].description
-        raise UserError(f"{source}: {field} = {values.get(field)!r} is refused: {fault} ({meaning})") from None
+        raise UserError(
+            f"{source}: {field} = {values.get(field)!r} is refused: {fault} ({meaning})"
+        ) from None
 
 
 def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
@@ -344,7 +389,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it or use --force or another --run name") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); delete it or use --force or another --run name"
+        ) from None
 
 
 # --- where and with what a run was made ------------------------------------------------------------------------------
@@ -483,7 +530,9 @@ class Run:
         import torch
 
         if self.profile.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("device = cuda, but torch sees no GPU; use device = auto or cpu, or install a CUDA torch")
+            raise UserError(
+                "device = cuda, but torch sees no GPU; use device = auto or cpu, or install a CUDA torch"
+            )
         return "cuda" if self.profile.device != "cpu" and torch.cuda.is_available() else "cpu"
 
     def path(self, kind: str, name: str = "") -> Path:
@@ -538,7 +587,9 @@ class Run:
         facts; the runner copies it into run.json.
         """
         facts = results.get("provenance", {}) | {"torch": torch_facts()}
-        text = json.dumps(plain(results | {"provenance": facts}), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(
+            plain(results | {"provenance": facts}), indent=1, ensure_ascii=False, allow_nan=False
+        )
         atomic_write(self.path("results", f"{self.notebook}.json"), text + "\n")
 
     def load_results(self, notebook: str) -> dict[str, Any]:
@@ -561,7 +612,11 @@ def start(notebook: str, profile: str, run: str = "", changes: dict[str, Any] | 
     facts = provenance()
     if os.environ.get("OOD_RUNNER") != "1":
         _note_interactive(begun, profile, changes or {}, facts)
-    commit = f"commit {facts['commit'][:8]}{' + changes' if facts['dirty'] else ''}" if facts["commit"] else "no commit"
+    commit = (
+        f"commit {facts['commit'][:8]}{' + changes' if facts['dirty'] else ''}"
+        if facts["commit"]
+        else "no commit"
+    )
     torch = f"torch {facts['versions'].get('torch', 'missing')}"
     device = begun.device if "torch" in sys.modules else values.device
     place = begun.folder.relative_to(ROOT) if begun.folder.is_relative_to(ROOT) else begun.folder
@@ -577,7 +632,9 @@ def _note_interactive(run: Run, profile: str, changes: dict[str, Any], facts: di
     write_record(run.folder, record)
 
 
-def new_record(name: str, profile: str, values: Profile, changes: dict[str, Any], facts: dict[str, Any]) -> dict:
+def new_record(
+    name: str, profile: str, values: Profile, changes: dict[str, Any], facts: dict[str, Any]
+) -> dict:
     """A fresh run.json."""
     return {
         "schema_version": SCHEMA_VERSION,

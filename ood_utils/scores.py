@@ -20,7 +20,9 @@ from .errors import UserError
 
 SCORES = ("MSP", "MaxLogit", "Energy", "MCM", "NegLabel")
 _ELEMENTS = 2**22  # cosines held at a time (16 MB in float32): enough for full BLAS speed, still in the cache
-_EXACT_BELOW = 2**34  # multiplications up to which float64 products cost under a second; then they are the default
+_EXACT_BELOW = (
+    2**34
+)  # multiplications up to which float64 products cost under a second; then they are the default
 _HEAVY = 0.07  # share of a result from which a float32 term is computed again in float64
 _TOLERANCE = 1e-3  # how far a row's length may be from 1
 
@@ -97,7 +99,9 @@ def neglabel(
         order = torch.randperm(kept, generator=torch.Generator().manual_seed(seed))
         negatives = negatives[order.to(negatives.device)]
     dtype = _product_type(images, len(texts) + kept, exact)
-    if dtype == torch.float32:  # a vector taken off every text moves P and N alike, and small products round less
+    if (
+        dtype == torch.float32
+    ):  # a vector taken off every text moves P and N alike, and small products round less
         centre = torch.cat([texts, negatives]).double().mean(0)
         texts, negatives = (rows.double() - centre for rows in (texts, negatives))
     step = max(1, _ELEMENTS // (len(texts) + kept))
@@ -181,7 +185,9 @@ class _Side:
 
     def meet(self, images: torch.Tensor) -> None:
         """Compute the terms of these images."""
-        logits = torch.mm(images, self.texts.T, out=self.held[: len(images)]).view(len(images), self.groups, -1)
+        logits = torch.mm(images, self.texts.T, out=self.held[: len(images)]).view(
+            len(images), self.groups, -1
+        )
         top = logits.amax(dim=-1, keepdim=True)
         self.terms = logits.sub_(top).exp_()
         self.top, self.total = top.squeeze(-1).double(), self.terms.sum(dim=-1).double()
@@ -196,8 +202,12 @@ class _Side:
         The rounding of the many light terms averages out, that of a heavy one does not.
         """
         least = _HEAVY * self.total / weights
-        some, part = (least < 1).nonzero(as_tuple=True)  # the largest term is 1: all other rows hold no heavy one
-        found, column = (self.terms[some, part] > least[some, part, None].to(self.terms.dtype)).nonzero(as_tuple=True)
+        some, part = (least < 1).nonzero(
+            as_tuple=True
+        )  # the largest term is 1: all other rows hold no heavy one
+        found, column = (self.terms[some, part] > least[some, part, None].to(self.terms.dtype)).nonzero(
+            as_tuple=True
+        )
         row, group = some[found], part[found]
         exact = (images[row].double() * self.exact[group * self.terms.shape[2] + column]).sum(dim=-1)
         change = (exact - self.top[row, group]).exp() - self.terms[row, group, column]
@@ -223,17 +233,23 @@ def _cosines(values: Any) -> np.ndarray:
     if array.ndim != 2 or array.size == 0:
         raise UserError(f"cosines have shape {array.shape}; give a filled table (images, classes).")
     if not np.isfinite(array).all():
-        raise UserError("cosines hold NaN or infinity; find the embeddings that failed and encode them again.")
+        raise UserError(
+            "cosines hold NaN or infinity; find the embeddings that failed and encode them again."
+        )
     return array
 
 
 def _unit_rows(values: Any, name: str) -> torch.Tensor:
     """Checked (n, d) tensor of unit rows; shares memory with a numpy array."""
-    if not isinstance(values, torch.Tensor):  # a read-only array (a memory map) is copied, else torch would warn
+    if not isinstance(
+        values, torch.Tensor
+    ):  # a read-only array (a memory map) is copied, else torch would warn
         values = torch.from_numpy(np.require(values, requirements="CW"))
     rows = values.detach()
     if rows.ndim != 2 or rows.numel() == 0:
-        raise UserError(f"{name} has shape {tuple(rows.shape)}; give a filled table (rows, width) of embeddings.")
+        raise UserError(
+            f"{name} has shape {tuple(rows.shape)}; give a filled table (rows, width) of embeddings."
+        )
     rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
     off = (torch.linalg.vector_norm(rows, dim=1) - 1).abs()
     if not bool((off <= _TOLERANCE).all()):  # also false for NaN
@@ -254,5 +270,7 @@ def _same_width(images: torch.Tensor, rows: torch.Tensor, name: str) -> None:
 
 def _positive(temperature: float) -> float:
     if not (math.isfinite(temperature) and temperature > 0):
-        raise UserError(f"temperature is {temperature}; give a positive number (CLIP's logits: 0.01, MCM: 1).")
+        raise UserError(
+            f"temperature is {temperature}; give a positive number (CLIP's logits: 0.01, MCM: 1)."
+        )
     return float(temperature)

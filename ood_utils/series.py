@@ -62,7 +62,10 @@ class Notebook:
         nodes = [node for cell in self.code for node in ast.walk(_parse(cell))]
         plain = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
         parts = {
-            (n.module, alias.name) for n in nodes if isinstance(n, ast.ImportFrom) and n.module for alias in n.names
+            (n.module, alias.name)
+            for n in nodes
+            if isinstance(n, ast.ImportFrom) and n.module
+            for alias in n.names
         }
         return plain | {f"{module}.{name}" if module == PACKAGE.name else module for module, name in parts}
 
@@ -81,15 +84,21 @@ def read_notebook(path: Path) -> Notebook:
     """Read a notebook and check its parameters cell. UserError when it is none or takes other parameters."""
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        sources = [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in cells]
+        sources = [
+            (cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in cells
+        ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a notebook ({type(error).__name__}: {error})") from None
     code = tuple(source for kind, source, _ in sources if kind == "code")
     parameters = next((source for _, source, tags in sources if "parameters" in tags), "")
     with suppress(SyntaxError):
-        names = {t.id for node in ast.parse(parameters).body if isinstance(node, ast.Assign) for t in node.targets}
+        names = {
+            t.id for node in ast.parse(parameters).body if isinstance(node, ast.Assign) for t in node.targets
+        }
         if {"profile", "run", "changes"} <= names:
-            headings = [h for kind, s, _ in sources if kind == "markdown" for h in re.findall(r"^#+ +(.+)$", s, re.M)]
+            headings = [
+                h for kind, s, _ in sources if kind == "markdown" for h in re.findall(r"^#+ +(.+)$", s, re.M)
+            ]
             return Notebook(path, code, headings[0].strip() if headings else "")
     raise UserError(f"{path} needs a cell tagged 'parameters' that sets profile, run and changes, one a line")
 
@@ -129,7 +138,9 @@ def tree_hash(path: Path, stat_limit: int = 100_000) -> str:
 def module_hash(package: Path) -> str:
     """Hash of every file of the package that a notebook can reach: source, configurations, weights."""
     files = (p for p in sorted(package.rglob("*")) if p.is_file() and "__pycache__" not in p.parts)
-    return hash_of([(str(p.relative_to(package)), runs.file_hash(p)) for p in files if p.name not in NOT_IN_NOTEBOOKS])
+    return hash_of(
+        [(str(p.relative_to(package)), runs.file_hash(p)) for p in files if p.name not in NOT_IN_NOTEBOOKS]
+    )
 
 
 def outside_files(profile: Profile) -> list[Path]:
@@ -155,7 +166,9 @@ class Inputs:
         read = []
         for earlier in self.series[: self.series.index(notebook)]:
             outputs = record["notebooks"].get(earlier.name, {}).get("outputs", {})
-            read += [(path, facts["sha256"]) for path, facts in outputs.items() if path.startswith(READ_BY_OTHERS)]
+            read += [
+                (path, facts["sha256"]) for path, facts in outputs.items() if path.startswith(READ_BY_OTHERS)
+            ]
         return {"code": hash_of(notebook.code), **self.common, "files": hash_of([self.outside, sorted(read)])}
 
     def reason(self, notebook: Notebook, record: dict[str, Any], folder: Path) -> str | None:
@@ -163,12 +176,18 @@ class Inputs:
         entry = record["notebooks"].get(notebook.name, {})
         status = entry.get("status")
         if status != "done":
-            words = {None: "not run yet", "running": "cut off last time", "interactive": "so far run by hand only"}
+            words = {
+                None: "not run yet",
+                "running": "cut off last time",
+                "interactive": "so far run by hand only",
+            }
             return words.get(status, f"{status} last time")
         current = self.of(notebook, record)
         if changed := [why for part, why in WHY.items() if entry["inputs"].get(part) != current[part]]:
             return " and ".join(changed)
-        spoilt = next((path for path, facts in entry["outputs"].items() if not _same(folder / path, facts)), None)
+        spoilt = next(
+            (path for path, facts in entry["outputs"].items() if not _same(folder / path, facts)), None
+        )
         copy = folder / "notebooks" / notebook.path.name
         if spoilt or not copy.is_file():
             return f"{spoilt or copy.relative_to(folder)} is missing or was changed"
@@ -263,7 +282,9 @@ def check_paths(profile: Profile, name: str) -> None:
     if profile.corpus != "names" and not Path(profile.corpus).exists():
         raise UserError(f"profile {Path(name).stem}: corpus = '{profile.corpus}' does not exist; {ask}")
     if profile.data == "folder" and not profile.ood_roots:
-        raise UserError(f"profile {Path(name).stem}: ood_roots is empty; name at least one folder of OoD images; {ask}")
+        raise UserError(
+            f"profile {Path(name).stem}: ood_roots is empty; name at least one folder of OoD images; {ask}"
+        )
     for set_name, root in profile.ood_roots.items():
         if not Path(root).is_dir():
             raise UserError(f"profile {Path(name).stem}: ood_roots: {set_name}: '{root}' is no folder; {ask}")
@@ -282,14 +303,18 @@ def _sole_user(folder: Path) -> Iterator[None]:
         ) from None
     with lock:
         if free < 50 * 2**20:
-            raise UserError(f"only {free / 2**20:.0f} MiB are free at {folder}; free space or set OOD_OUTPUTS")
+            raise UserError(
+                f"only {free / 2**20:.0f} MiB are free at {folder}; free space or set OOD_OUTPUTS"
+            )
         with suppress(ImportError):  # Windows has no fcntl and goes without
             import fcntl
 
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"another run is at work in {folder}; wait for it or give another --run") from None
+                raise UserError(
+                    f"another run is at work in {folder}; wait for it or give another --run"
+                ) from None
         yield
 
 
@@ -358,7 +383,9 @@ class _Job:
             error, entry["peak_mib"] = self._execute(notebook, reason)
             if not error:
                 self._own(entry, before)
-                entry["facts"] = runs.read_json(self.folder / "results" / f"{notebook.name}.json").get("provenance")
+                entry["facts"] = runs.read_json(self.folder / "results" / f"{notebook.name}.json").get(
+                    "provenance"
+                )
             entry.update(status="failed" if error else "done", **({"error": error} if error else {}))
         except BaseException as fault:
             entry.update(status="interrupted", error={"kind": type(fault).__name__})
@@ -402,7 +429,9 @@ class _Job:
         return error, peak
 
     def _message(self, notebook: Notebook, error: dict[str, Any]) -> str:
-        where = f" in code cell {error['cell']} of {error['of']}, `{error['line']}`" if error.get("cell") else ""
+        where = (
+            f" in code cell {error['cell']} of {error['of']}, `{error['line']}`" if error.get("cell") else ""
+        )
         tail = "".join(f"\n    {row}" for row in error.get("tail", []))
         copy = self.folder / "notebooks" / f"{notebook.name}.failed.ipynb"
         kept = f"\nThe executed part is in {copy}." if copy.is_file() else ""
@@ -427,14 +456,21 @@ class _Line:
     """One live line per notebook on a terminal; elsewhere a line at the start, every 30 s, and at the end."""
 
     def __init__(self, notebook: Notebook, expected: float, reason: str) -> None:
-        self.name, self.expected, self.begun, self.said = notebook.name, expected, time.monotonic(), time.monotonic()
+        self.name, self.expected, self.begun, self.said = (
+            notebook.name,
+            expected,
+            time.monotonic(),
+            time.monotonic(),
+        )
         self.bar = None
         about = f", about {_clock(expected)} expected" if expected else ""
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             layout = "{desc} |{bar:24}| cell {n_fmt}/{total_fmt}{postfix}"
-            width = min(shutil.get_terminal_size((100, 24)).columns, 120)  # some terminals say that they have no size
+            width = min(
+                shutil.get_terminal_size((100, 24)).columns, 120
+            )  # some terminals say that they have no size
             label = f"{self.name} ({reason})"
             self.bar = tqdm(total=len(notebook.code), desc=label, bar_format=layout, ncols=width, nrows=9)
         else:
@@ -464,4 +500,6 @@ class _Line:
 
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+    return (
+        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+    )

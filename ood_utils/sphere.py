@@ -69,7 +69,9 @@ def gap_latitude(points: Mapping[str, np.ndarray], pole: np.ndarray | None = Non
     stacked = _stack(points)
     if pole is None:
         if not {"images", "texts"} <= set(points):
-            raise UserError('gap_latitude needs points named "images" and "texts", or a pole; pass one of the two.')
+            raise UserError(
+                'gap_latitude needs points named "images" and "texts", or a pole; pass one of the two.'
+            )
         pole = gap_direction(points["images"], points["texts"])
     pole = units(points=stacked[:1], pole=np.asarray(pole)[None])[1][0]
     sine = stacked @ pole
@@ -181,7 +183,11 @@ def dosnes(
     """
     stacked = _stack(points)
     p = dosnes_affinities(stacked, bandwidth)
-    y = np.random.default_rng(seed).normal(scale=1e-2, size=(len(p), 3)) if start is None else np.asarray(start, float)
+    y = (
+        np.random.default_rng(seed).normal(scale=1e-2, size=(len(p), 3))
+        if start is None
+        else np.asarray(start, float)
+    )
     y = _on_sphere(y)
     (cost, gradient), velocity, rate = _dosnes_cost(y, p), np.zeros_like(y), 0.1 * len(p)
     history = [cost]
@@ -226,7 +232,9 @@ def picture_error(
     groups = dict(zip(points, units(**points), strict=True))
     match = np.arange(len(groups[images])) if labels is None else np.asarray(labels)
     if len(match) != len(groups[images]) or match.max() >= len(groups[texts]):
-        raise UserError("picture_error needs labels, one index into the texts per image, where rows do not match.")
+        raise UserError(
+            "picture_error needs labels, one index into the texts per image, where rows do not match."
+        )
     result = {}
     for name, rows in (("true", groups), ("drawn", globe.xyz)):
         result[f"gap_{name}"] = float(np.linalg.norm(rows[images].mean(0) - rows[texts].mean(0)))
@@ -236,7 +244,9 @@ def picture_error(
     result["rank"] = float(spearmanr((true[i] * true[j]).sum(1), (drawn[i] * drawn[j]).sum(1)).statistic)
     some = rng.permutation(len(true))[:limit]
     k = min(neighbours, (len(some) - 1) // 2)
-    near = [NearestNeighbors(n_neighbors=k).fit(x[some]).kneighbors(return_distance=False) for x in (true, drawn)]
+    near = [
+        NearestNeighbors(n_neighbors=k).fit(x[some]).kneighbors(return_distance=False) for x in (true, drawn)
+    ]
     result["overlap"] = float(np.mean([len(set(a) & set(b)) / k for a, b in zip(*near, strict=True)]))
     result["trustworthiness"] = float(trustworthiness(true[some], drawn[some], n_neighbors=k))
     return result

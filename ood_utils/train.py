@@ -29,22 +29,34 @@ from .errors import UserError
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m ood_utils.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m ood_utils.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--profile", default="glyphs", help="name in notebooks/profiles or path (default: glyphs)")
+    parser.add_argument(
+        "--profile", default="glyphs", help="name in notebooks/profiles or path (default: glyphs)"
+    )
     parser.add_argument(
         "-p", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change values of the profile"
     )
     parser.add_argument("--objective", choices=("clip", "cma", "m2mix"), default="cma", help="clip is FLYP")
-    parser.add_argument("--lam", type=float, help="0 to 1; CMA's lam or the weight of m2-Mix (default: the profile's)")
+    parser.add_argument(
+        "--lam", type=float, help="0 to 1; CMA's lam or the weight of m2-Mix (default: the profile's)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--classes", type=int, default=0, help="ID classes, 0 = all of the profile's")
     parser.add_argument("--folder", type=Path, help="where weights, log and card go")
     parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="steps between states")
     parser.add_argument("--deterministic", action="store_true", help="the same as -p deterministic=true")
-    parser.add_argument("--job", nargs="+", type=Path, help=argparse.SUPPRESS)  # files of training.fine_tune_many
-    parser.add_argument("--forks", type=int, default=1, help=argparse.SUPPRESS)  # jobs at a time, one process each
-    parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)  # end when standard input closes
+    parser.add_argument(
+        "--job", nargs="+", type=Path, help=argparse.SUPPRESS
+    )  # files of training.fine_tune_many
+    parser.add_argument(
+        "--forks", type=int, default=1, help=argparse.SUPPRESS
+    )  # jobs at a time, one process each
+    parser.add_argument(
+        "--watch", action="store_true", help=argparse.SUPPRESS
+    )  # end when standard input closes
     return parser
 
 
@@ -143,7 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         jobs = _jobs(options)
         if any(job["recipe"].get("deterministic") for job in jobs):
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the GPU is touched: see training
+            os.environ.setdefault(
+                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+            )  # before the GPU is touched: see training
         if distributed:
             from .embeddings import resolve_device
 

@@ -96,7 +96,15 @@ class Recipe:
                 raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
         if not 0 <= self.lam <= 1:
             raise UserError(f"lam is {self.lam}; give a number from 0 (FLYP) to 1 (pure alignment)")
-        least = {"steps": 1, "batch": 2, "warmup": 0, "weight_decay": 0, "chunk": 0, "classes": 0, "epochs": 0}
+        least = {
+            "steps": 1,
+            "batch": 2,
+            "warmup": 0,
+            "weight_decay": 0,
+            "chunk": 0,
+            "classes": 0,
+            "epochs": 0,
+        }
         for name, low in (least | {"seed": 0}).items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number of at least {low}")
@@ -106,7 +114,9 @@ class Recipe:
     @classmethod
     def from_profile(cls, profile: Profile, **overrides: object) -> Recipe:
         """The profile's fields of the same names, with changes (objective, lam, seed, classes, ...)."""
-        shared = {f.name: getattr(profile, f.name) for f in dataclasses.fields(cls) if hasattr(profile, f.name)}
+        shared = {
+            f.name: getattr(profile, f.name) for f in dataclasses.fields(cls) if hasattr(profile, f.name)
+        }
         return cls(**(shared | overrides))
 
     def total_steps(self, images: int) -> int:
@@ -214,10 +224,15 @@ def _optimiser(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.opti
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if recipe.decay_all or p.ndim > 1]
     plain = [p for p in trained if not (recipe.decay_all or p.ndim > 1)]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     groups = [g for g in groups if g["params"]]
     optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, steps, recipe.warmup))
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: rate(step, steps, recipe.warmup)
+    )
 
 
 def rate(step: int, steps: int, warmup: int) -> float:
@@ -227,7 +242,9 @@ def rate(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _loss(recipe: Recipe, step: int, image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -> objectives.Parts:
+def _loss(
+    recipe: Recipe, step: int, image: Tensor, text: Tensor, scale: Tensor, labels: Tensor
+) -> objectives.Parts:
     known = labels if recipe.class_aware else None
     if recipe.objective == "m2mix":
         mix = objectives.draw_mix(recipe.seed, step)
@@ -292,7 +309,10 @@ def _determinism(wanted: bool, device: str) -> Iterator[None]:
             f"in their own process) or {CUBLAS}=:4096:8 in the environment"
         )
     os.environ.setdefault(CUBLAS, ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -305,7 +325,11 @@ def _writing(folder: Path) -> Iterator[None]:
     """Turns a full or read-only disk into one sentence; what was whole before stays whole."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as fault:  # torch and safetensors have their own disk errors
+    except (
+        OSError,
+        SafetensorError,
+        RuntimeError,
+    ) as fault:  # torch and safetensors have their own disk errors
         for part in folder.glob("*.part"):
             part.unlink(missing_ok=True)
         raise UserError(
@@ -321,7 +345,14 @@ class _Run:
     """One fine-tuning under way: modules, optimiser, log, and where they are kept."""
 
     def __init__(
-        self, model: nn.Module, tokens: Tensor, train: ImageSet, recipe: Recipe, folder: Path, key: str, device: str
+        self,
+        model: nn.Module,
+        tokens: Tensor,
+        train: ImageSet,
+        recipe: Recipe,
+        folder: Path,
+        key: str,
+        device: str,
     ) -> None:
         self.recipe, self.folder, self.key, self.device, self.train = recipe, folder, key, device, train
         self.world = objectives.processes()
@@ -365,10 +396,14 @@ class _Run:
         recipe = self.recipe
         torch.manual_seed((recipe.seed * SEED_STRIDE + self.step) * self.world + self.rank)
         images = images.to(self.device, self.model.logit_scale.dtype, non_blocking=True)
-        distinct, inverse = labels.unique(return_inverse=True)  # on the CPU: on a GPU this waits for the device
+        distinct, inverse = labels.unique(
+            return_inverse=True
+        )  # on the CPU: on a GPU this waits for the device
         tokens, inverse = self.tokens[distinct].to(self.device), inverse.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
-        image, text, scale = self.towers(images.contiguous(memory_format=torch.channels_last), tokens, inverse)
+        image, text, scale = self.towers(
+            images.contiguous(memory_format=torch.channels_last), tokens, inverse
+        )
         parts = _loss(recipe, self.step, image, text, scale, labels)
         self.optimiser.zero_grad()
         self.scaler.scale(parts.loss).backward()
@@ -450,9 +485,13 @@ def _check(train: ImageSet, class_texts: list[str], recipe: Recipe, device: str)
     """UserError for what cannot be trained."""
     world, images = objectives.processes(), len(train.dataset)
     if recipe.batch % world or recipe.batch < 2 * world:
-        raise UserError(f"batch {recipe.batch} is not divided by {world} processes; choose a multiple of {world}")
+        raise UserError(
+            f"batch {recipe.batch} is not divided by {world} processes; choose a multiple of {world}"
+        )
     if images < max(2, 2 * world):
-        raise UserError(f"the training set {train.name!r} has {images} images; it needs at least {max(2, 2 * world)}")
+        raise UserError(
+            f"the training set {train.name!r} has {images} images; it needs at least {max(2, 2 * world)}"
+        )
     labels = np.asarray(train.labels)
     if labels.min() < 0 or labels.max() >= len(class_texts):
         raise UserError(
@@ -491,7 +530,11 @@ def fine_tune(
     """
     folder, device = Path(folder), resolve_device(device)
     _check(train, class_texts, recipe, device)
-    facts = {"started_from": models.weights_hash(model), "data": train.fingerprint, "class_texts": len(class_texts)}
+    facts = {
+        "started_from": models.weights_hash(model),
+        "data": train.fingerprint,
+        "class_texts": len(class_texts),
+    }
     key = identity(recipe, model, train, class_texts)
     rank = torch.distributed.get_rank() if objectives.processes() > 1 else 0
     done = _from_first(_read_finished(folder, key) if not rank else None)
@@ -501,7 +544,9 @@ def fine_tune(
         return done[1]
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "card.json").unlink(missing_ok=True)  # of another recipe: from here on this folder is unfinished
+        (folder / "card.json").unlink(
+            missing_ok=True
+        )  # of another recipe: from here on this folder is unfinished
     state = _from_first(None if rank else _read_state(folder, key))
     aside = torch.random.fork_rng(devices=[device] if device.startswith("cuda") else [])
     with _determinism(recipe.deterministic, device), aside:
@@ -548,9 +593,14 @@ def plan(profile: Profile, lam: float | None = None) -> pd.DataFrame:
     rows, first = [], profile.seeds[0]
     if lam is not None:
         rows.append(("headline", "zero-shot", 0, 0, float("nan")))
-        rows += [("headline", name, s, 0, x) for name, x in (("FLYP", 0.0), ("CMA", lam)) for s in profile.seeds]
+        rows += [
+            ("headline", name, s, 0, x) for name, x in (("FLYP", 0.0), ("CMA", lam)) for s in profile.seeds
+        ]
         if profile.few_classes:
-            rows += [("few classes", name, first, profile.few_classes, x) for name, x in (("FLYP", 0.0), ("CMA", lam))]
+            rows += [
+                ("few classes", name, first, profile.few_classes, x)
+                for name, x in (("FLYP", 0.0), ("CMA", lam))
+            ]
     rows += [
         ("sweep", f"CMA, lam {x:g}" if x else "FLYP", first, 0, x)
         for x in profile.lams
@@ -571,7 +621,11 @@ def planned_jobs(planned: pd.DataFrame, profile: Profile) -> list[tuple[str, Rec
         (
             row.tag,
             Recipe.from_profile(
-                profile, objective="cma" if row.lam else "clip", lam=row.lam, seed=row.seed, classes=row.classes
+                profile,
+                objective="cma" if row.lam else "clip",
+                lam=row.lam,
+                seed=row.seed,
+                classes=row.classes,
             ),
         )
         for row in planned[planned.method != "zero-shot"].itertuples()
@@ -615,7 +669,9 @@ def fine_tune_many(
     places = {tag: folder / tag for tag, _ in jobs}
     if len(places) < len(jobs):
         raise UserError("two fine-tunings have the same tag; give each its own")
-    pending = [(tag, recipe) for tag, recipe in jobs if not _known_done(recipe, places[tag], profile, study, model)]
+    pending = [
+        (tag, recipe) for tag, recipe in jobs if not _known_done(recipe, places[tag], profile, study, model)
+    ]
     if pending:
         _run_lanes(pending, profile, folder, save_every, progress)
     return places
@@ -653,13 +709,17 @@ def run_job(job: dict[str, Any], studies: dict[str, Study]) -> None:
     give_back_memory()
 
 
-def _known_done(recipe: Recipe, place: Path, profile: Profile, study: Study | None, model: nn.Module | None) -> bool:
+def _known_done(
+    recipe: Recipe, place: Path, profile: Profile, study: Study | None, model: nn.Module | None
+) -> bool:
     if study is None or model is None or recipe.classes:
         return False
     return finished(place, identity(recipe, model, study.train, prompts(profile.prompt, study.class_names)))
 
 
-def _start_lane(number: int, files: list[Path], profile: Profile, folder: Path, forks: int = 1) -> subprocess.Popen:
+def _start_lane(
+    number: int, files: list[Path], profile: Profile, folder: Path, forks: int = 1
+) -> subprocess.Popen:
     """One child that takes these job files, ``forks`` at a time; it ends when this process closes its input or dies."""
     command = [sys.executable, "-m"]
     if profile.processes > 1:
@@ -693,11 +753,14 @@ def _run_lanes(
             (files / f"{tag}.json").write_text(json.dumps(job))
     alone = profile.processes > 1 or resolve_device(profile.device) != "cpu"
     count = 1 if alone else max(1, min(profile.parallel, len(pending)))
-    forks = count if sys.platform == "linux" else 1  # forked lanes share libraries and data: 0.8 GB less for two
+    forks = (
+        count if sys.platform == "linux" else 1
+    )  # forked lanes share libraries and data: 0.8 GB less for two
     tags = [[tag for tag, _ in pending[lane :: count // forks]] for lane in range(count // forks)]
     give_back_memory()
     lanes = [
-        _start_lane(n, [files / f"{tag}.json" for tag in lane], profile, folder, forks) for n, lane in enumerate(tags)
+        _start_lane(n, [files / f"{tag}.json" for tag in lane], profile, folder, forks)
+        for n, lane in enumerate(tags)
     ]
     try:
         _watch(lanes, tags, folder, progress)
@@ -744,7 +807,9 @@ def _failure(log: Path, state: int) -> Exception:
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if said:
         return UserError(said[-1])
-    return RuntimeError(f"a fine-tuning ended with status {state}; the last lines of {log}:\n" + "\n".join(lines[-15:]))
+    return RuntimeError(
+        f"a fine-tuning ended with status {state}; the last lines of {log}:\n" + "\n".join(lines[-15:])
+    )
 
 
 def _end(lane: subprocess.Popen) -> None:

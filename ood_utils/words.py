@@ -32,7 +32,9 @@ def prompts(corpus: Sequence[tuple[str, str]], noun: str = NOUN, adj: str = ADJE
     """One prompt per (word, part): ``adj`` for adjectives, ``noun`` for all else. Defaults: NegLabel's templates."""
     for name, template in (("noun", noun), ("adj", adj)):
         if "{}" not in template:
-            raise UserError(f"The {name} template {template!r} has no place for the word; put {{}} where it belongs.")
+            raise UserError(
+                f"The {name} template {template!r} has no place for the word; put {{}} where it belongs."
+            )
     return [(adj if part == "adj" else noun).format(word) for word, part in corpus]
 
 
@@ -94,9 +96,13 @@ def _synsets(dict_folder: str | Path, part: str) -> Iterator[tuple[str, str, lis
             if line.strip() and not line.startswith(" "):  # the licence is indented
                 yield line.split()[0], *_synset(line, part)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a dict folder of WordNet.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); give a dict folder of WordNet."
+        ) from error
     except (ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{path} is no Princeton WordNet data file; give a dict folder of WordNet.") from error
+        raise UserError(
+            f"{path} is no Princeton WordNet data file; give a dict folder of WordNet."
+        ) from error
 
 
 def _synset(line: str, part: str) -> tuple[str, list[str]]:

@@ -18,7 +18,12 @@ def notebook(path: Path, *code: str, prose: str = "# 01 - Is it so?", parameters
     """Write a notebook: a heading, the parameters cell, one cell per code; of a kernel that nobody has."""
 
     def cell(kind: str, number: int, source: str, tags: tuple[str, ...] = ()) -> dict[str, Any]:
-        made = {"cell_type": kind, "id": f"{kind}{number}", "metadata": {"tags": list(tags)}, "source": source}
+        made = {
+            "cell_type": kind,
+            "id": f"{kind}{number}",
+            "metadata": {"tags": list(tags)},
+            "source": source,
+        }
         return made | ({"outputs": [], "execution_count": None} if kind == "code" else {})
 
     cells = [cell("markdown", 0, prose), cell("code", 0, parameters, ("parameters",))]
@@ -30,10 +35,14 @@ def notebook(path: Path, *code: str, prose: str = "# 01 - Is it so?", parameters
     return path
 
 
-def executor(calls: list[str], writes: dict[str, dict[str, str]], error: dict[str, Any] | None = None) -> Callable:
+def executor(
+    calls: list[str], writes: dict[str, dict[str, str]], error: dict[str, Any] | None = None
+) -> Callable:
     """A stand-in for Executor.execute: notes the notebook's name and writes its files (path below the run -> text)."""
 
-    def execute(self: Any, source: Path, output: Path, parameters: dict, limit: float, show: Any = None) -> tuple:
+    def execute(
+        self: Any, source: Path, output: Path, parameters: dict, limit: float, show: Any = None
+    ) -> tuple:
         calls.append(source.stem)
         output.write_text(source.read_text())
         for path, text in writes.get(source.stem, {}).items():

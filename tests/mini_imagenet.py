@@ -19,14 +19,18 @@ SYNSETS = {  # wnid -> words of its synset in WordNet 3.0, for the classes used 
     "n01496331": ["electric_ray", "crampfish", "numbfish", "torpedo"],
 }
 PLACES = "anchor bridge canyon desert engine forest garden harbour island jungle kettle ladder meadow needle orchard"
-QUALITIES = "able bright calm dark early faint grey heavy icy jolly keen loud mild narrow odd plain quiet rough soft"
+QUALITIES = (
+    "able bright calm dark early faint grey heavy icy jolly keen loud mild narrow odd plain quiet rough soft"
+)
 
 
 def noise(path: Path, mode: str = "RGB", seed: int = 0, colour: int = 0) -> None:
     """An image of noise around a colour; a palette one is a PNG whatever its name, as ImageNet has some."""
     path.parent.mkdir(parents=True, exist_ok=True)
     base = [200 * (1 + colour >> k & 1) for k in range(3)]  # seven colours
-    image = Image.fromarray((np.random.default_rng(seed).integers(0, 56, (24, 30, 3)) + base).astype(np.uint8))
+    image = Image.fromarray(
+        (np.random.default_rng(seed).integers(0, 56, (24, 30, 3)) + base).astype(np.uint8)
+    )
     image.convert(mode).save(path, format="PNG" if mode == "P" or path.suffix == ".png" else "JPEG")
 
 
@@ -38,7 +42,10 @@ def wordnet(folder: Path) -> Path:
 
     nouns = [line(wnid[1:], 5, "n", names) for wnid, names in SYNSETS.items()]
     # "goldfish" and a synonym once more, where NegLabel's corpus does not leave them out: leaks for `clean` to find
-    nouns += [line(f"{i:08d}", 6, "n", [w]) for i, w in enumerate([*PLACES.split(), "goldfish", "man-eater"], start=1)]
+    nouns += [
+        line(f"{i:08d}", 6, "n", [w])
+        for i, w in enumerate([*PLACES.split(), "goldfish", "man-eater"], start=1)
+    ]
     adjectives = [line(f"{i:08d}", 0, "a", [w]) for i, w in enumerate(QUALITIES.split(), start=1)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "data.noun").write_text(LICENCE + "".join(nouns))

@@ -19,7 +19,9 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _near(centres: np.ndarray, labels: np.ndarray, noise: float, seed: int) -> np.ndarray:
-    return _unit(centres[labels] + noise * np.random.default_rng(seed).normal(size=(len(labels), centres.shape[1])))
+    return _unit(
+        centres[labels] + noise * np.random.default_rng(seed).normal(size=(len(labels), centres.shape[1]))
+    )
 
 
 @pytest.fixture
@@ -54,7 +56,9 @@ def world() -> SimpleNamespace:
         rows=lambda name: np.arange(len(images[name])),
     )  # fmt: skip
     profile = load_profile("glyphs-tiny", {"keep": 1.0, "bootstrap": 20})
-    return SimpleNamespace(study=study, space=space, profile=profile, mined=negatives.select(study, space, profile))
+    return SimpleNamespace(
+        study=study, space=space, profile=profile, mined=negatives.select(study, space, profile)
+    )
 
 
 def test_a_perfect_world_is_found_perfect(world) -> None:
@@ -109,14 +113,23 @@ def test_lam_is_chosen_by_the_rule_and_never_for_a_price() -> None:
 
 
 def test_the_smallest_share_within_the_tolerance_is_taken() -> None:
-    frame = pd.DataFrame({"keep": [0.15, 0.6, 0.8, 1.0], "words": [1, 2, 3, 4], "auroc": [0.8, 0.9, 0.914, 0.917]})
+    frame = pd.DataFrame(
+        {"keep": [0.15, 0.6, 0.8, 1.0], "words": [1, 2, 3, 4], "auroc": [0.8, 0.9, 0.914, 0.917]}
+    )
     assert analyses.smallest_share(frame) == 0.8
 
 
 def test_the_order_holds_only_where_both_differences_are_better() -> None:
     def row(a: str, b: str, group: str, verdict: str) -> dict:
         numbers = {"difference": -0.1, "low": -0.2, "high": -0.05, "seed_min": -0.1, "seed_max": -0.1}
-        facts = {"a": a, "b": b, "score": "NegLabel", "metric": "fpr95_id", "set": f"average {group}", "group": group}
+        facts = {
+            "a": a,
+            "b": b,
+            "score": "NegLabel",
+            "metric": "fpr95_id",
+            "set": f"average {group}",
+            "group": group,
+        }
         return facts | numbers | {"average": True, "verdict": verdict}
 
     frame = pd.DataFrame(
@@ -125,7 +138,9 @@ def test_the_order_holds_only_where_both_differences_are_better() -> None:
     )
     lines, holds = analyses.order_claims(frame, ["near", "far"])
     assert (
-        holds == {"near": True, "far": False} and "does not hold" in lines[1] and "CMA is worse than FLYP" in lines[1]
+        holds == {"near": True, "far": False}
+        and "does not hold" in lines[1]
+        and "CMA is worse than FLYP" in lines[1]
     )
 
 

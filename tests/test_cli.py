@@ -64,7 +64,9 @@ def test_unknown_commands_end_with_status_2(capsys):
 def test_values_are_read_by_the_field_s_type(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.images").mkdir()
-    changes = runs.parse_changes(["lam=1e-3", "lams=[0, 1e-2]", "title=007: a title", "data_root=my.images", "model="])
+    changes = runs.parse_changes(
+        ["lam=1e-3", "lams=[0, 1e-2]", "title=007: a title", "data_root=my.images", "model="]
+    )
     assert changes == {"lam": 1e-3, "lams": [0, 1e-2], "title": "007: a title", "model": ""} | {
         "data_root": str(tmp_path / "my.images")
     }
@@ -168,7 +170,10 @@ def test_check_reckons_the_disk_that_a_profile_needs(monkeypatch):
     monkeypatch.setattr(check.shutil, "disk_usage", lambda _: usage)
     low = check._disk(paper)
     assert (
-        low.ok is False and str(low).startswith("  LOW ") and "1.0 GiB free" in str(low) and "OOD_OUTPUTS" in low.remedy
+        low.ok is False
+        and str(low).startswith("  LOW ")
+        and "1.0 GiB free" in str(low)
+        and "OOD_OUTPUTS" in low.remedy
     )
     assert str(check._disk(runs.Profile())).startswith("  ok ")
 
@@ -194,7 +199,9 @@ def test_check_compares_class_folders_by_name(tmp_path):
             (tmp_path / "imagenet" / part / name).mkdir(parents=True)
     lines = [str(item) for item in check._imagenet(runs.Profile(data="imagenet", data_root=str(tmp_path)))]
     assert any(line.startswith("  ok ") and "train: 1000 of 1000 class folders" in line for line in lines)
-    assert any(line.startswith("  WRONG ") and "val: 1000 folders" in line and "'000'" in line for line in lines)
+    assert any(
+        line.startswith("  WRONG ") and "val: 1000 folders" in line and "'000'" in line for line in lines
+    )
     assert any(line.startswith("  MISSING") and "val: 0 of 1000" in line for line in lines)
 
 

@@ -38,12 +38,18 @@ def test_glyph_sets_have_the_groups_and_sizes_asked_for(study) -> None:
     assert len(study.id_test) == 20 * len(glyphs.TEST_FACES) and set(study.id_test.labels) == set(range(20))
     for image_set in study.sets.values():
         image, label = image_set.dataset[len(image_set) - 1]
-        assert image.shape == (3, glyphs.SIDE, glyphs.SIDE) and image.dtype == torch.float32 and abs(image).max() <= 1
+        assert (
+            image.shape == (3, glyphs.SIDE, glyphs.SIDE)
+            and image.dtype == torch.float32
+            and abs(image).max() <= 1
+        )
         assert label == image_set.labels[-1] and len(image_set.ids) == len(image_set)
 
 
 def test_no_face_and_no_name_is_shared_between_training_validation_and_test(study) -> None:
-    faces = {name: {i.split(" · ")[1] for i in s.ids} for name, s in {"train": study.train, **study.sets}.items()}
+    faces = {
+        name: {i.split(" · ")[1] for i in s.ids} for name, s in {"train": study.train, **study.sets}.items()
+    }
     tests = ["id_test", "accented", "scripts", "arrows", "braille", "pictographs", "syllabics"]
     assert all(faces[name] <= set(glyphs.TEST_FACES) for name in tests)
     assert all(faces[name] <= set(glyphs.VALIDATION_FACES) for name in ["id_val", *study.validation])
@@ -90,7 +96,9 @@ def folders(tmp_path: Path) -> SimpleNamespace:
         mini_imagenet.noise(tmp_path / "val" / f"{i}.jpg", seed=200 + i)
     roots = {"cars": str(tmp_path / "ood"), "held": str(tmp_path / "val")}
     groups = {"cars": "far", "held": "validation"}
-    return _profile(data="folder", data_root=str(tmp_path / "id"), ood_roots=roots, ood_groups=groups, id_classes=0)
+    return _profile(
+        data="folder", data_root=str(tmp_path / "id"), ood_roots=roots, ood_groups=groups, id_classes=0
+    )
 
 
 def test_a_folder_of_classes_is_split(folders) -> None:
@@ -203,7 +211,9 @@ def test_999_of_1000_classes_name_the_missing_one(imagenet, tmp_path, part: str)
     assert len(data.load(imagenet).class_names) == 1000
     gone = data.imagenet_wnids()[500]
     shutil.rmtree(tmp_path / "imagenet" / part / gone)
-    with pytest.raises(UserError, match=rf"imagenet/{part} has 999 class folders, not 1000 .*id_classes = 0.*'{gone}'"):
+    with pytest.raises(
+        UserError, match=rf"imagenet/{part} has 999 class folders, not 1000 .*id_classes = 0.*'{gone}'"
+    ):
         data.load(imagenet)
 
 
@@ -211,7 +221,9 @@ def test_train_and_val_must_hold_the_same_classes(imagenet, tmp_path) -> None:
     *_, last, other = data.imagenet_wnids()[:4]
     train, val = tmp_path / "imagenet/train", tmp_path / "imagenet/val"
     (val / last).rename(val / other)  # as many folders, all wnids, and every label of the last class wrong
-    with pytest.raises(UserError, match=rf"train has 3 class folders, not 4 \(train and val together\).*'{other}'"):
+    with pytest.raises(
+        UserError, match=rf"train has 3 class folders, not 4 \(train and val together\).*'{other}'"
+    ):
         data.load(imagenet)
     shutil.rmtree(val / other)
     with pytest.raises(UserError, match=rf"imagenet/val has 2 class folders, not 3 .*'{last}'"):
@@ -244,7 +256,9 @@ def test_an_empty_mos_set_is_named(imagenet, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["test_ninco.txt", "val_imagenet.txt"])
-@pytest.mark.parametrize("line", [b"NINCO/2.jpg", b"NINCO/2.jpg fox", b"NINCO/2.jpg 1.5", b"\x89PNG\xff\x00 3"])
+@pytest.mark.parametrize(
+    "line", [b"NINCO/2.jpg", b"NINCO/2.jpg fox", b"NINCO/2.jpg 1.5", b"\x89PNG\xff\x00 3"]
+)
 def test_a_bad_line_of_an_image_list_is_named(imagenet, tmp_path, name: str, line: bytes) -> None:
     file = tmp_path / "benchmark_imglist/imagenet" / name
     file.write_bytes(b"NINCO/0.jpg -1\n\n" + line + b"\nNINCO/1.jpg -1\n")

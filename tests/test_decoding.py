@@ -40,7 +40,9 @@ def test_pictures_are_pil_s_to_a_grey_level(files: data.ImageFiles) -> None:
     assert found[4] is None and [undecoded[i][1] for i in range(5)] == [0, 1, 2, 3, 4]
     for i in range(4):
         level = (found[i] - files[i][0]).abs() * torch.tensor(config.std)[:, None, None] * 255
-        assert found[i].shape == (3, 224, 224) and float(level.mean()) < 1 and float(level.quantile(0.99)) < 4, MODES[i]
+        assert (
+            found[i].shape == (3, 224, 224) and float(level.mean()) < 1 and float(level.quantile(0.99)) < 4
+        ), MODES[i]
     with pytest.raises(UnreadableImage, match=r"empty\.JPEG"):
         decoding.Undecoded(files, 5, 6)[0]
 
@@ -54,7 +56,9 @@ def test_embedding_by_either_decoder_agrees_and_loses_the_same_files(tmp_path: P
     for decoder in ("pil", "device"):
         profile = make_profile(config | {"decoder": decoder, "device": "cpu"}, "test")
         study = data.load(profile)
-        spaces.append(embeddings.embed(model, tokenizer, study, profile, tmp_path / "cache", ["id_test", "SUN"]))
+        spaces.append(
+            embeddings.embed(model, tokenizer, study, profile, tmp_path / "cache", ["id_test", "SUN"])
+        )
     first, second = spaces
     assert first.unreadable == second.unreadable and [i for i, _ in first.unreadable["SUN"]] == [1]
     for name in ("id_test", "SUN"):
@@ -66,7 +70,9 @@ def test_embedding_by_either_decoder_agrees_and_loses_the_same_files(tmp_path: P
 def test_compile_is_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(torch, "compile", lambda function: asked.append(function) or function)
-    profile = make_profile({"id_classes": 5, "ood_images": 5, "id_views": 1, "compile": True, "device": "cpu"}, "test")
+    profile = make_profile(
+        {"id_classes": 5, "ood_images": 5, "id_views": 1, "compile": True, "device": "cpu"}, "test"
+    )
     model, _, tokenizer = models.load()
     embeddings.embed(model, tokenizer, data.load(profile), profile, tmp_path, ["id_val"])
     assert asked == [model.encode_image]

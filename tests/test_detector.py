@@ -64,7 +64,10 @@ def test_images_and_tensors_are_scored_alike(guard: Detector, tmp_path: Path) ->
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
     picture.save(tmp_path / "p.png")
     preprocess = models.load()[1]
-    found = [guard.score(x)["score"][0] for x in ([picture], [tmp_path / "p.png"], torch.stack([preprocess(picture)]))]
+    found = [
+        guard.score(x)["score"][0]
+        for x in ([picture], [tmp_path / "p.png"], torch.stack([preprocess(picture)]))
+    ]
     assert found[0] == found[1] == pytest.approx(found[2])
 
 

@@ -87,8 +87,12 @@ def test_texts_are_encoded_once_with_a_context_that_fits(monkeypatch: pytest.Mon
 
 def test_encode_takes_texts_or_images() -> None:
     model, dataset = tiny.model(), tiny.images(3).dataset
-    assert np.array_equal(encode(model, ["a", "b"], tiny.tokenizer), encode_texts(model, tiny.tokenizer, ["a", "b"]))
-    assert np.array_equal(encode(model, dataset, progress=False), encode_images(model, dataset, progress=False))
+    assert np.array_equal(
+        encode(model, ["a", "b"], tiny.tokenizer), encode_texts(model, tiny.tokenizer, ["a", "b"])
+    )
+    assert np.array_equal(
+        encode(model, dataset, progress=False), encode_images(model, dataset, progress=False)
+    )
 
 
 def test_unreadable_images_are_reported_never_dropped_in_silence() -> None:
@@ -144,7 +148,9 @@ def test_embed_fills_a_space_and_reads_it_back(tmp_path: Path) -> None:
     assert space.class_text.shape == (2, 16) and space.corpus_text.shape == (3, 16) and space.unreadable == {}
     assert np.array_equal(space.corpus_text[0], space.corpus_text[2])
     assert np.array_equal(space.class_text, encode_texts(model, tiny.tokenizer, ["a cat", "a dog"]))
-    assert space.scale == pytest.approx(1 / 0.07, rel=1e-5) and np.array_equal(space.rows("far"), np.arange(7))
+    assert space.scale == pytest.approx(1 / 0.07, rel=1e-5) and np.array_equal(
+        space.rows("far"), np.arange(7)
+    )
     assert reads(given) == 21
     again = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path)
     assert reads(given) == 0 and all(np.array_equal(space.images[k], again.images[k]) for k in space.images)
@@ -161,7 +167,9 @@ def test_the_cache_knows_weights_images_precision_and_prompts(tmp_path: Path) ->
     assert reads(given) == 21 and not np.array_equal(first.images["far"], other.images["far"])
     embed(tiny.model(), tiny.tokenizer, given, PROFILE.model_copy(update={"precision": "bf16"}), tmp_path)
     assert reads(given) == 21
-    prompted = embed(tiny.model(), tiny.tokenizer, given, PROFILE.model_copy(update={"prompt": "the {}"}), tmp_path)
+    prompted = embed(
+        tiny.model(), tiny.tokenizer, given, PROFILE.model_copy(update={"prompt": "the {}"}), tmp_path
+    )
     assert reads(given) == 0 and not np.array_equal(first.class_text, prompted.class_text)
     assert np.array_equal(first.corpus_text, prompted.corpus_text)
 
@@ -197,7 +205,9 @@ def test_a_broken_or_foreign_cache_file_is_rebuilt(harm: object, tmp_path: Path)
     np.testing.assert_array_equal(first.images["far"], again.images["far"])
 
 
-def test_an_interrupted_pass_resumes_at_its_last_whole_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_pass_resumes_at_its_last_whole_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(embeddings, "SHARD", 4)
     given = study()
     whole = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path / "whole")
@@ -245,5 +255,7 @@ def test_class_texts_may_be_the_mean_over_open_clips_templates(tmp_path: Path) -
     profile = make_profile({"id_classes": 5, "corpus_words": 5, "device": "cpu", "ensemble": True}, "test")
     study, (network, _, tokens) = data.load(profile), models.load()
     found = embeddings.embed(network, tokens, study, profile, tmp_path, []).class_text
-    theirs = build_zero_shot_classifier(network, tokens, study.class_names, OPENAI_IMAGENET_TEMPLATES, None, "cpu")
+    theirs = build_zero_shot_classifier(
+        network, tokens, study.class_names, OPENAI_IMAGENET_TEMPLATES, None, "cpu"
+    )
     np.testing.assert_allclose(found, theirs.T.numpy(), atol=1e-5)

@@ -33,7 +33,9 @@ def alive(pid):
 
 @pytest.mark.series
 @both
-def test_every_kernel_is_as_jupyter_starts_it_and_knows_nothing_of_the_one_before(tmp_path, monkeypatch, fork):
+def test_every_kernel_is_as_jupyter_starts_it_and_knows_nothing_of_the_one_before(
+    tmp_path, monkeypatch, fork
+):
     monkeypatch.setattr(kernels, "can_fork", lambda: fork)
     asked = (
         "import matplotlib, os, sys\n"
@@ -48,7 +50,9 @@ def test_every_kernel_is_as_jupyter_starts_it_and_knows_nothing_of_the_one_befor
             assert go(executor, tmp_path, loaded + asked, spoil, "print('said')")[0] is None
             assert "said" in (tmp_path / "out.ipynb").read_text()
         error, peak = go(executor, tmp_path, "import no_such_module")
-        mistake, _ = go(executor, tmp_path, "from ood_utils.errors import UserError\nraise UserError('no such; do so')")
+        mistake, _ = go(
+            executor, tmp_path, "from ood_utils.errors import UserError\nraise UserError('no such; do so')"
+        )
     assert error["kind"] == "ModuleNotFoundError" and error["tail"] and peak > 10
     assert mistake["message"] == "no such; do so" and not mistake["tail"]  # a user's mistake has no traceback
 
@@ -78,11 +82,15 @@ def test_a_runner_killed_with_9_takes_everything_with_it(tmp_path, fork):
         f"kernels.can_fork = lambda: {fork}\n"
         f"with Executor(Path({str(tmp_path)!r})) as e: e.execute(Path({str(path)!r}), Path({str(tmp_path / 'o.ipynb')!r}), {PARAMETERS}, 99)"
     )
-    runner = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": "."})
+    runner = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": "."}
+    )
     while not (pid.exists() and " " in pid.read_text()):
         assert runner.poll() is None
         time.sleep(0.1)
-    below = [int(number) for number in pid.read_text().split()] + [p.pid for p in psutil.Process(runner.pid).children()]
+    below = [int(number) for number in pid.read_text().split()] + [
+        p.pid for p in psutil.Process(runner.pid).children()
+    ]
     runner.send_signal(signal.SIGKILL)
     runner.wait()
     deadline = time.monotonic() + 30

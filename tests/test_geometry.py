@@ -45,7 +45,9 @@ def test_relative_modality_gap_is_the_definition():
 def test_half_precision_rows_are_accepted_and_rescaled():
     images, texts, labels = world()
     rough = images.astype(np.float16)
-    assert geometry.centroid_gap(rough, texts) == pytest.approx(geometry.centroid_gap(images, texts), abs=1e-3)
+    assert geometry.centroid_gap(rough, texts) == pytest.approx(
+        geometry.centroid_gap(images, texts), abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.3, 1.0])
@@ -66,7 +68,9 @@ def test_uniformity_is_wang_and_isola(monkeypatch):
     kernel = np.exp(-2 * np.square(images[:, None] - texts[None]).sum(-1))
     assert geometry.uniformity(images, texts) == pytest.approx(np.log(kernel.mean()), abs=1e-5)
     wrong = labels[:, None] != np.arange(len(texts))
-    assert geometry.uniformity(images, texts, skip=labels) == pytest.approx(np.log(kernel[wrong].mean()), abs=1e-5)
+    assert geometry.uniformity(images, texts, skip=labels) == pytest.approx(
+        np.log(kernel[wrong].mean()), abs=1e-5
+    )
     assert geometry.uniformity(images, texts, t=0.5) > geometry.uniformity(images, texts, t=2)
 
 

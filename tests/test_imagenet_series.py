@@ -65,7 +65,9 @@ def test_the_four_notebooks_are_done_on_every_set_of_the_paper(folder: Path) -> 
 def test_the_paper_s_numbers_stand_beside_ours_and_never_for_ours(folder: Path) -> None:
     table = pd.read_parquet(folder / "tables" / "against_paper.parquet")
     assert {"iNaturalist", "SUN", "Places", "Textures"} <= set(table.set)
-    board = pd.read_parquet(folder / "tables" / "leaderboard.parquet").query("method == 'CMA' and score == 'NegLabel'")
+    board = pd.read_parquet(folder / "tables" / "leaderboard.parquet").query(
+        "method == 'CMA' and score == 'NegLabel'"
+    )
     ours = board.set_index("set").fpr95_id
     row = table.query("set == 'SUN' and method == 'CMA' and score == 'NegLabel'").iloc[0]
     assert row.paper == pytest.approx(0.1684) and row.ours == pytest.approx(ours["SUN"], abs=1e-9)
@@ -75,8 +77,14 @@ def test_negatives_are_cma_s_split_without_id_names_and_say_whence(folder: Path)
     mined = negatives.NegativeList.load(folder / "results" / "negatives.json")
     qualities = set(mini_imagenet.QUALITIES.split())
     assert [word in qualities for word in mined.words] == [True] * 6 + [False] * 5
-    assert not set(mined.words) & {"goldfish", "man-eater", "tench"}  # the second is a synonym from WordNet alone
-    assert mined.prompts[0] == f"This is a {mined.words[0]} photo" and mined.prompts[-1].startswith("The nice ")
+    assert not set(mined.words) & {
+        "goldfish",
+        "man-eater",
+        "tench",
+    }  # the second is a synonym from WordNet alone
+    assert mined.prompts[0] == f"This is a {mined.words[0]} photo" and mined.prompts[-1].startswith(
+        "The nice "
+    )
     assert mined.provenance["source"].endswith("/dict") and len(mined.provenance["embeddings_sha256"]) == 64
 
 

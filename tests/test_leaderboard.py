@@ -10,11 +10,27 @@ import pytest
 
 from ood_utils import leaderboard, metrics, scores
 from ood_utils.errors import UserError
-from ood_utils.leaderboard import against_paper, differences, evaluate, image_scores, paper_tables, summarise, verdict
+from ood_utils.leaderboard import (
+    against_paper,
+    differences,
+    evaluate,
+    image_scores,
+    paper_tables,
+    summarise,
+    verdict,
+)
 from ood_utils.negatives import NegativeList
 
 GROUPS = {"accented": "near", "arrows": "far", "braille": "far", "digits": "unseen"}
-SIZES = {"id_test": 120, "id_val": 60, "accented": 50, "arrows": 40, "braille": 30, "digits": 45, "val_far": 35}
+SIZES = {
+    "id_test": 120,
+    "id_val": 60,
+    "accented": 50,
+    "arrows": 40,
+    "braille": 30,
+    "digits": 45,
+    "val_far": 35,
+}
 METHODS = [("zero-shot", 0), ("FLYP", 0), ("FLYP", 1), ("CMA", 0), ("CMA", 1)]
 PROFILE = SimpleNamespace(temperature=0.05, groups=1, bootstrap=60)
 STUDY = SimpleNamespace(
@@ -94,10 +110,13 @@ def test_averages_weigh_sets_alike_and_have_intervals_of_their_own(
         assert row["auroc"] == pytest.approx(mine.loc[members, "auroc"].mean())
         assert row["group"] == group and row["average"] and row["n_ood"] == sum(SIZES[m] for m in members)
     inside, outside = book.scores("FLYP", "MCM", 0)
-    expected = metrics.bootstrap(inside, {name: outside[name] for name in ("arrows", "braille")}, 60)["fpr95_ood"]
-    assert (mine.loc["average far", "fpr95_ood_low"], mine.loc["average far", "fpr95_ood_high"]) == pytest.approx(
-        expected
-    )
+    expected = metrics.bootstrap(inside, {name: outside[name] for name in ("arrows", "braille")}, 60)[
+        "fpr95_ood"
+    ]
+    assert (
+        mine.loc["average far", "fpr95_ood_low"],
+        mine.loc["average far", "fpr95_ood_high"],
+    ) == pytest.approx(expected)
 
 
 def test_published_averages_appear_when_all_their_sets_do() -> None:
@@ -118,16 +137,22 @@ def test_summary_over_seeds(frame: pd.DataFrame) -> None:
     pair = frame.query("method == 'CMA' and score == 'MCM' and set == 'arrows'")
     row = summary.loc["CMA", "MCM", "arrows"]
     assert row["seeds"] == 2 and row["auroc"] == pytest.approx(pair["auroc"].mean())
-    assert row["auroc_std"] == pytest.approx(pair["auroc"].std()) and row["fpr95_id_low"] <= row["fpr95_id_high"]
+    assert (
+        row["auroc_std"] == pytest.approx(pair["auroc"].std()) and row["fpr95_id_low"] <= row["fpr95_id_high"]
+    )
     alone = summary.loc["zero-shot", "MCM", "arrows"]
     assert alone["seeds"] == 1 and np.isnan(alone["auroc_std"])
     assert "seed" not in summary.columns and len(summary) == len(frame) // len(METHODS) * 3
 
 
-def test_differences_are_paired_and_averaged_over_seeds(book: leaderboard.ScoreBook, frame: pd.DataFrame) -> None:
+def test_differences_are_paired_and_averaged_over_seeds(
+    book: leaderboard.ScoreBook, frame: pd.DataFrame
+) -> None:
     found = differences(book, [("CMA", "FLYP"), ("CMA", "zero-shot")], every_set=True)
     assert len(found) == 2 * len(scores.SCORES) * (len(GROUPS) + 4) * 5
-    row = found.query("b == 'FLYP' and score == 'NegLabel' and set == 'average all' and metric == 'auroc'").iloc[0]
+    row = found.query(
+        "b == 'FLYP' and score == 'NegLabel' and set == 'average all' and metric == 'auroc'"
+    ).iloc[0]
     seeds = frame.query("score == 'NegLabel' and set == 'average all'").set_index(["method", "seed"])["auroc"]
     single = seeds["CMA"] - seeds["FLYP"]
     assert row["difference"] == pytest.approx(single.mean())
@@ -152,7 +177,10 @@ def test_verdict_words(book: leaderboard.ScoreBook) -> None:
         f"average {g}" for g in ("near", "far", "unseen", "all")
     }
     for metric in ("auroc", "fpr95_id"):
-        words = [verdict(found, a, b, metric)["verdict"] for a, b in (("CMA", "FLYP"), ("FLYP", "CMA"), ("CMA", "CMA"))]
+        words = [
+            verdict(found, a, b, metric)["verdict"]
+            for a, b in (("CMA", "FLYP"), ("FLYP", "CMA"), ("CMA", "CMA"))
+        ]
         assert words == ["better", "worse", "no difference"]
     said = verdict(found, "CMA", "FLYP", "auroc", group="far")
     assert said["sentence"].startswith("CMA is better than FLYP in auroc (NegLabel, average far): +")
@@ -168,7 +196,9 @@ def test_published_numbers_are_whole() -> None:
     assert {"CMA", "NegLabel", "MCM"} == set(paper["source"])
     assert len(paper_tables("CMA", 1)) == 22 * 5 and len(paper_tables("CMA", 2)) == 21 * 7
     shown = paper.dropna(subset="auroc")
-    assert shown[["fpr95_id", "auroc"]].stack().between(0, 1).all() and set(shown["convention"]) == {"ID positive"}
+    assert shown[["fpr95_id", "auroc"]].stack().between(0, 1).all() and set(shown["convention"]) == {
+        "ID positive"
+    }
     assert not paper.duplicated(["source", "table", "method", "score", "set"]).any()
     assert paper_tables("CMA", 3).set_index("method")["id_accuracy"]["CMA"] == 0.8264
     with pytest.raises(UserError, match="no source 'LoCoOp'"):
@@ -177,7 +207,11 @@ def test_published_numbers_are_whole() -> None:
 
 @pytest.mark.parametrize("average", ["average MOS", "average OpenOOD near", "average OpenOOD far"])
 def test_published_averages_are_the_means_of_their_cells(average: str) -> None:
-    paper = paper_tables("CMA", 1 if average == "average MOS" else 2).set_index(["method", "score", "set"]).sort_index()
+    paper = (
+        paper_tables("CMA", 1 if average == "average MOS" else 2)
+        .set_index(["method", "score", "set"])
+        .sort_index()
+    )
     members = leaderboard.BENCHMARKS[average.removeprefix("average ")]
     for method, score in {key[:2] for key in paper.index}:
         row = paper.loc[method, score, average]

@@ -111,7 +111,8 @@ def _loop(inside: np.ndarray, outside: np.ndarray, n: int, seed: int) -> np.ndar
     (ood_counts,) = metrics._counts(len(outside), n, n, (seed, metrics.zlib.crc32(b"ood")))
     assert (id_counts.sum(0) == len(inside)).all() and (ood_counts.sum(0) == len(outside)).all()
     rows = [
-        ood_metrics(np.repeat(inside, a), np.repeat(outside, b)) for a, b in zip(id_counts.T, ood_counts.T, strict=True)
+        ood_metrics(np.repeat(inside, a), np.repeat(outside, b))
+        for a, b in zip(id_counts.T, ood_counts.T, strict=True)
     ]
     return np.array([list(row.values().values()) for row in rows])
 

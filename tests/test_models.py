@@ -34,14 +34,18 @@ def test_cut_context_is_exact(glyph_clip) -> None:
     model, _, tokenizer = glyph_clip
     tokens = tokenizer(["a", "the nice latin capital letter a with acute", "playing card two of clubs"])
     with torch.no_grad():
-        torch.testing.assert_close(models.encode_text(model, tokens), model.encode_text(tokens), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            models.encode_text(model, tokens), model.encode_text(tokens), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_cut_context_is_exact_for_vit_text_tower() -> None:
     model = open_clip.create_model("ViT-S-32-alt").eval()
     tokens = open_clip.get_tokenizer("ViT-S-32-alt")(["a photo of a cat", "the nice dog that barks"])
     with torch.no_grad():
-        torch.testing.assert_close(models.encode_text(model, tokens), model.encode_text(tokens), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            models.encode_text(model, tokens), model.encode_text(tokens), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_every_glyph_name_has_its_own_code(glyph_clip) -> None:
@@ -97,7 +101,9 @@ def _damage(tmp_path, kind: str) -> str:
         torch.save({"x": _Nasty()}, path, _use_new_zipfile_serialization=False)
     elif kind.startswith("junk"):
         path = tmp_path / "w.pt"
-        path.write_bytes({"junk": b"h\x00hello", "junk text": b"this is not weights\n", "junk, empty": b""}[kind])
+        path.write_bytes(
+            {"junk": b"h\x00hello", "junk text": b"this is not weights\n", "junk, empty": b""}[kind]
+        )
     elif kind.startswith("half"):
         path = tmp_path / "w.pt"
         torch.save(state, path, _use_new_zipfile_serialization=kind == "half")
@@ -165,7 +171,9 @@ def test_unknown_names_get_a_hint(name: str, pretrained: str, hint: str) -> None
 CACHED = "models--timm--vit_base_patch16_clip_224.openai/snapshots/a1b2/open_clip_model.safetensors"
 
 
-@pytest.mark.parametrize("file", ["openai_vit.safetensors", CACHED, "linked.safetensors", "ViT-S-32.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["openai_vit.safetensors", CACHED, "linked.safetensors", "ViT-S-32.safetensors"]
+)
 def test_openai_weights_under_a_gelu_name_are_refused(tmp_path, file: str) -> None:
     path = tmp_path / file
     real = tmp_path / CACHED if file.startswith("linked") else path
@@ -208,7 +216,9 @@ def test_the_activation_built_is_the_configs(monkeypatch, name: str) -> None:
     models.load(name, "random")
     other = name.removesuffix("-quickgelu") if "quick" in name else f"{name}-quickgelu"
     monkeypatch.setattr(models.open_clip, "create_model", lambda name, **_: build(other))
-    with pytest.raises(UserError, match=rf"'{name}' was built {'without' if 'quick' in name else 'with'} QuickGELU"):
+    with pytest.raises(
+        UserError, match=rf"'{name}' was built {'without' if 'quick' in name else 'with'} QuickGELU"
+    ):
         models.load(name, "random")
 
 

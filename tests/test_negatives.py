@@ -97,7 +97,10 @@ def test_mine_refuses_what_it_cannot_mine(arguments: tuple, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-NAMES, SYNONYMS = ["yellow lady's slipper", "fox squirrel", "Samoyed", "bus"], [["moccasin flower"], [], [], ["coach"]]
+NAMES, SYNONYMS = (
+    ["yellow lady's slipper", "fox squirrel", "Samoyed", "bus"],
+    [["moccasin flower"], [], [], ["coach"]],
+)
 CASES = {
     "samoyed": True,
     "SAMOYEDS": True,
@@ -150,14 +153,26 @@ def test_build_points_into_the_whole_corpus() -> None:
     best = mine(WORDS, CLASSES, parts=PARTS)
     banned = corpus[best[0]][0]
     cleaned = build(corpus, WORDS, CLASSES, [banned], provenance={"weights": "abc"})
-    assert banned not in cleaned.words and banned in build(corpus, WORDS, CLASSES, [banned], cleaned=False).words
+    assert (
+        banned not in cleaned.words and banned in build(corpus, WORDS, CLASSES, [banned], cleaned=False).words
+    )
     assert [corpus[i][0] for i in cleaned.indices] == cleaned.words
-    facts = {"weights": "abc", "cleaned": True, "candidates": 199, "corpus": 200, "quantile": 0.95, "keep": 0.15}
+    facts = {
+        "weights": "abc",
+        "cleaned": True,
+        "candidates": 199,
+        "corpus": 200,
+        "quantile": 0.95,
+        "keep": 0.15,
+    }
     assert cleaned.provenance == facts
     for word, prompt in zip(cleaned.words, cleaned.prompts, strict=True):
         part = dict(corpus)[word]
         assert prompt == (f"This is a {word} photo" if part == "adj" else f"the nice {word}")
-    assert build(corpus, WORDS, CLASSES, keep={"adj": 3, "noun": 5}).provenance["keep"] == {"adj": 3, "noun": 5}
+    assert build(corpus, WORDS, CLASSES, keep={"adj": 3, "noun": 5}).provenance["keep"] == {
+        "adj": 3,
+        "noun": 5,
+    }
     with pytest.raises(UserError, match="200 rows for 3 words"):
         build(corpus[:3], WORDS, CLASSES)
     with pytest.raises(UserError, match="no word that is not an ID name"):
@@ -179,7 +194,13 @@ def test_a_broken_list_is_refused(tmp_path: Path) -> None:
     whole = path.read_text()
     with pytest.raises(UserError, match="cannot be read"):
         NegativeList.load(tmp_path / "none.json")
-    for content in (whole[:-20], "[]", "{}", json.dumps({"hash": 1, "words": 2}), '{"hash": "x", "wrong": 1}'):
+    for content in (
+        whole[:-20],
+        "[]",
+        "{}",
+        json.dumps({"hash": 1, "words": 2}),
+        '{"hash": "x", "wrong": 1}',
+    ):
         path.write_text(content)
         with pytest.raises(UserError, match="not a whole negative list"):
             NegativeList.load(path)
@@ -293,7 +314,9 @@ def test_select_takes_its_settings_from_the_profile() -> None:
     space = SimpleNamespace(corpus_text=WORDS, class_text=CLASSES)
     profile = make_profile({"quantile": 0.5, "keep": 0.3, "adjective_prompt": "so {}"}, "test")
     found = negatives.select(study, space, profile)
-    expected = build(corpus, WORDS, CLASSES, [corpus[0][0]], templates=("a {}", "so {}"), quantile=0.5, keep=0.3)
+    expected = build(
+        corpus, WORDS, CLASSES, [corpus[0][0]], templates=("a {}", "so {}"), quantile=0.5, keep=0.3
+    )
     assert (found.words, found.prompts, found.indices) == (expected.words, expected.prompts, expected.indices)
     about = {"source": "names", "model": "GlyphCLIP / builtin", "prompts": ["a {}", "so {}"], "cleaned": True}
     assert about.items() <= found.provenance.items() and len(found.provenance["embeddings_sha256"]) == 64
@@ -318,7 +341,11 @@ def test_synonyms_of_imagenet_s_classes_come_from_wordnet(tmp_path: Path) -> Non
 def test_a_conjugated_corpus_is_asked_for_by_the_profile(tmp_path: Path) -> None:
     folder = str(mini_imagenet.wordnet(tmp_path / "dict"))
     plain, found = (
-        data._corpus(make_profile({"corpus": folder, "conjugated": value}, "test"), None) for value in (False, True)
+        data._corpus(make_profile({"corpus": folder, "conjugated": value}, "test"), None)
+        for value in (False, True)
     )
-    assert {part for _, part in plain} == {"adj", "noun"} and {part for _, part in found} == {"conjugated", "noun"}
+    assert {part for _, part in plain} == {"adj", "noun"} and {part for _, part in found} == {
+        "conjugated",
+        "noun",
+    }
     assert [word for word, _ in found if word.startswith("able ")] and "able" in dict(plain)

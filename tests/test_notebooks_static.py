@@ -35,7 +35,9 @@ def code_lines(cell: Cell) -> list[str]:
 
 def tree(cell: Cell) -> ast.Module:
     """Syntax tree of a code cell; line magics count as blank lines."""
-    return ast.parse("\n".join("" if line.lstrip().startswith("%") else line for line in cell.source.splitlines()))
+    return ast.parse(
+        "\n".join("" if line.lstrip().startswith("%") else line for line in cell.source.splitlines())
+    )
 
 
 def headings(path: Path) -> list[tuple[int, str, int]]:
@@ -44,7 +46,9 @@ def headings(path: Path) -> list[tuple[int, str, int]]:
     for index, cell in enumerate(cells(path)):
         prose = re.sub(r"^```.*?^```", "", cell.source, flags=re.MULTILINE | re.DOTALL)
         if cell.cell_type == "markdown":
-            found += [(len(h[1]), h[2].strip(), index) for h in re.finditer(r"^(#+) +(.*)$", prose, re.MULTILINE)]
+            found += [
+                (len(h[1]), h[2].strip(), index) for h in re.finditer(r"^(#+) +(.*)$", prose, re.MULTILINE)
+            ]
     return found
 
 
@@ -136,8 +140,14 @@ def test_exercises_have_folded_solutions(path: Path) -> None:
     """2-4 exercises, `**1.** ...`, each followed by code cells tagged as its solution and folded."""
     everything, bounds = cells(path), {title: index for _, title, index in sections(path)}
     start, end = bounds["Exercises"], bounds["References"]
-    prose = [(i, cell.source) for i, cell in enumerate(everything[:end]) if i >= start and cell.cell_type == "markdown"]
-    starts = [(int(m[1]), i) for i, source in prose for m in re.finditer(r"^\*\*(\d+)\.\*\* ", source, re.MULTILINE)]
+    prose = [
+        (i, cell.source)
+        for i, cell in enumerate(everything[:end])
+        if i >= start and cell.cell_type == "markdown"
+    ]
+    starts = [
+        (int(m[1]), i) for i, source in prose for m in re.finditer(r"^\*\*(\d+)\.\*\* ", source, re.MULTILINE)
+    ]
     assert [number for number, _ in starts] == list(range(1, len(starts) + 1)) and 2 <= len(starts) <= 4
     places = [index for _, index in starts]
     for here, following in zip(places, [*places[1:], end], strict=True):

@@ -18,10 +18,14 @@ from ood_utils.objectives import clip_parts, cma_parts, m2mix_parts, slerp
 torch.set_num_threads(1)
 
 
-def rows(count: int = 8, width: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+def rows(
+    count: int = 8, width: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> list[torch.Tensor]:
     """Image and text leaves of unit rows, and a scale."""
     generator = torch.Generator().manual_seed(seed)
-    made = [F.normalize(torch.randn(count, width, generator=generator, dtype=dtype), dim=-1) for _ in range(2)]
+    made = [
+        F.normalize(torch.randn(count, width, generator=generator, dtype=dtype), dim=-1) for _ in range(2)
+    ]
     return [*(m.requires_grad_() for m in made), torch.tensor(20.0, dtype=dtype, requires_grad=True)]
 
 
@@ -89,7 +93,9 @@ def test_half_precision_inputs_are_computed_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         for parts in (cma_parts(image, text, 100.0, 0.1), m2mix_parts(image, text, 100.0, 0.3)):
             assert parts.loss.dtype == torch.float32
-        assert cma_parts(image, text, 100.0, 0.1).loss == cma_parts(image.float(), text.float(), 100.0, 0.1).loss
+        assert (
+            cma_parts(image, text, 100.0, 0.1).loss == cma_parts(image.float(), text.float(), 100.0, 0.1).loss
+        )
     assert clip_parts(image.bfloat16(), text.bfloat16(), 100.0).loss.dtype == torch.float32
 
 
@@ -113,7 +119,9 @@ def test_m2mix_follows_its_formula(mix: float) -> None:
     parts = m2mix_parts(*leaves, mix, weight=0.4, mix_scale=7.0)
     expected = clip_parts(*leaves).loss + 0.4 * reference_m2mix(leaves[0], leaves[1], 7.0, mix)
     torch.testing.assert_close(parts.loss, expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(gradients(parts.loss, leaves[:2]), gradients(expected, leaves[:2]), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        gradients(parts.loss, leaves[:2]), gradients(expected, leaves[:2]), rtol=1e-9, atol=1e-9
+    )
     assert parts.clip == clip_parts(*leaves).clip and m2mix_parts(*leaves, mix, weight=0.0).loss == parts.clip
 
 
@@ -131,7 +139,9 @@ def test_m2mix_at_the_ends_uses_plain_embeddings() -> None:
 
 def test_mix_is_a_function_of_seed_and_step() -> None:
     draws = [objectives.draw_mix(1, step) for step in range(500)]
-    assert draws == [objectives.draw_mix(1, step) for step in range(500)] and draws[0] != objectives.draw_mix(2, 0)
+    assert draws == [objectives.draw_mix(1, step) for step in range(500)] and draws[0] != objectives.draw_mix(
+        2, 0
+    )
     assert 0 <= min(draws) and max(draws) <= 1 and abs(sum(draws) / 500 - 0.5) < 0.1
 
 
@@ -225,8 +235,12 @@ def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path: Path) -> Non
 
 
 def test_the_plain_losses_are_the_scalars_of_their_parts() -> None:
-    image, text = (torch.nn.functional.normalize(torch.randn(6, 5, dtype=torch.float64), dim=-1) for _ in range(2))
+    image, text = (
+        torch.nn.functional.normalize(torch.randn(6, 5, dtype=torch.float64), dim=-1) for _ in range(2)
+    )
     assert torch.equal(objectives.clip_loss(image, text, 20.0), objectives.clip_parts(image, text, 20.0).loss)
-    assert torch.equal(objectives.cma_loss(image, text, 20.0, 0.1), objectives.cma_parts(image, text, 20.0, 0.1).loss)
+    assert torch.equal(
+        objectives.cma_loss(image, text, 20.0, 0.1), objectives.cma_parts(image, text, 20.0, 0.1).loss
+    )
     mixed = objectives.m2mix_parts(image, text, 20.0, 0.3, 0.1).loss
     assert torch.equal(objectives.m2mix_loss(image, text, 20.0, 0.3, 0.1), mixed)

@@ -22,7 +22,11 @@ from ood_utils import geometry, metrics, plots, sphere  # noqa: E402
 def world():
     rng = np.random.default_rng(0)
     centres, push, labels = rng.normal(size=(8, 12)), 2 * np.eye(12)[0], np.arange(64) % 8
-    rows = (centres[labels] + 0.5 * rng.normal(size=(64, 12)) + push, centres - push, rng.normal(size=(30, 12)) + push)
+    rows = (
+        centres[labels] + 0.5 * rng.normal(size=(64, 12)) + push,
+        centres - push,
+        rng.normal(size=(30, 12)) + push,
+    )
     images, texts, ood = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rows)
     return images, texts, labels, ood
 
@@ -53,8 +57,13 @@ def globes(world) -> dict:
 
 
 def test_one_look_for_each_group():
-    assert plots.look("images")["facecolors"] == plots.ID and plots.look("OoD images")["facecolors"] == plots.OOD
-    assert plots.look("ID texts")["edgecolors"] == plots.ID and plots.look("negative texts")["edgecolors"] == plots.OOD
+    assert (
+        plots.look("images")["facecolors"] == plots.ID and plots.look("OoD images")["facecolors"] == plots.OOD
+    )
+    assert (
+        plots.look("ID texts")["edgecolors"] == plots.ID
+        and plots.look("negative texts")["edgecolors"] == plots.OOD
+    )
     assert plots.look("texts")["facecolors"] == "none" and plots.look("texts")["marker"] == "^"
     assert len({plots.colour_of(method) for method in plots.METHOD_COLOURS}) == 4
 
@@ -81,7 +90,9 @@ def test_gap_axis_keeps_the_gap(world):
 
 def test_svd_plane(world):
     images, texts, labels, _ = world
-    figure, _ = drawn(plots.svd_plane({"a": (images, texts[labels]), "b": (images, images)}, "t", sample=20), 80)
+    figure, _ = drawn(
+        plots.svd_plane({"a": (images, texts[labels]), "b": (images, images)}, "t", sample=20), 80
+    )
     assert "plane keeps" in words(figure)
 
 
@@ -105,7 +116,9 @@ def test_neighbourhoods_print_their_error(world):
 
 def test_gap_sweep(world):
     images, texts, labels, _ = world
-    frame = geometry.gap_shift(images, texts[labels], labels, texts, [-0.5, 0, 0.5, 1], score=lambda i, t: 0.5)
+    frame = geometry.gap_shift(
+        images, texts[labels], labels, texts, [-0.5, 0, 0.5, 1], score=lambda i, t: 0.5
+    )
     figure, data = drawn(plots.gap_sweep(frame, "t"), 4)
     assert "AUROC" in words(figure) and len(figure.axes) == 3 and data is frame
 
@@ -129,7 +142,9 @@ def test_scores_agree_with_metrics():
 
 
 def test_mistakes():
-    frame = pd.DataFrame({"drawn": ["arrow " * 30] * 3, "nearest text": ["a letter"] * 3, "cosine": [0.12345] * 3})
+    frame = pd.DataFrame(
+        {"drawn": ["arrow " * 30] * 3, "nearest text": ["a letter"] * 3, "cosine": [0.12345] * 3}
+    )
     figure, _ = drawn(plots.mistakes([np.zeros((8, 8, 3))] * 3, frame, "t"), 3)
     assert "cosine: 0.123" in words(figure) and "…" in words(figure)
 
@@ -137,10 +152,14 @@ def test_mistakes():
 def test_training_curves_and_lam_sweep():
     log = pd.DataFrame({"step": range(30), "clip": np.linspace(2, 1, 30), "positive": 0.5})
     logs = {"CMA, seed 0": log, "CMA, seed 1": log, "FLYP, seed 0": log}
-    figure, data = drawn(plots.training_curves(logs, {"clip": "CLIP loss (nats)", "positive": "cosine"}, "t"), 90)
+    figure, data = drawn(
+        plots.training_curves(logs, {"clip": "CLIP loss (nats)", "positive": "cosine"}, "t"), 90
+    )
     assert list(data) == ["run", "step", "clip", "positive"]
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["CMA", "FLYP"]
-    frame = pd.DataFrame({"lam": [0, 1e-3, 0.1], "centroid_gap": [0.8, 0.4, 0], "accuracy": 0.5, "auroc": 0.9})
+    frame = pd.DataFrame(
+        {"lam": [0, 1e-3, 0.1], "centroid_gap": [0.8, 0.4, 0], "accuracy": 0.5, "auroc": 0.9}
+    )
     figure, _ = drawn(plots.lam_sweep(frame, "t", chosen=1e-3), 3)
     assert "chosen: 0.001" in words(figure)
     drawn(plots.lam_sweep(frame.iloc[:1], "t"), 1)

@@ -32,7 +32,11 @@ CONDA_NAMES = {
     "huggingface-hub": "huggingface_hub",
     "jupyter-client": "jupyter_client",
 }
-LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
+LOCK = [
+    line
+    for line in (ROOT / "requirements.lock").read_text().splitlines()
+    if line and not line.startswith("#")
+]
 TARGETS = ["help", "setup", "reproduce", "test", "lab", "lint", "format", "reference", "lock", "clean"]
 
 
@@ -74,7 +78,9 @@ def test_every_dependency_is_pinned_to_an_allowed_version() -> None:
     for name, requirement in requirements(PROJECT["dependencies"], *EXTRAS.values()).items():
         assert name in locked, f"{name} of pyproject.toml is missing in requirements.lock; run `make lock`"
         assert locked[name].marker is None, f"{name} is pinned for some systems only"
-        assert requirement.specifier.contains(pinned_version(locked[name])), f"lock and pyproject disagree on {name}"
+        assert requirement.specifier.contains(pinned_version(locked[name])), (
+            f"lock and pyproject disagree on {name}"
+        )
 
 
 def test_lock_is_pinned_once_and_names_no_index() -> None:
@@ -149,13 +155,28 @@ def test_every_import_is_a_declared_dependency() -> None:
     for path in sorted((ROOT / "ood_utils").rglob("*.py")):
         for name in imported(path) - set(sys.stdlib_module_names) - {"ood_utils"}:
             owners = {canonicalize_name(owner) for owner in providers.get(name, [name])}
-            assert owners & declared, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not name"
+            assert owners & declared, (
+                f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not name"
+            )
 
 
 def test_package_imports_fast_because_it_imports_nothing_heavy() -> None:
-    heavy = {"torch", "torchvision", "open_clip", "sklearn", "scipy", "umap", "numba", "pandas", "matplotlib", "plotly"}
+    heavy = {
+        "torch",
+        "torchvision",
+        "open_clip",
+        "sklearn",
+        "scipy",
+        "umap",
+        "numba",
+        "pandas",
+        "matplotlib",
+        "plotly",
+    }
     code = "import sys, ood_utils; print(*{name.partition('.')[0] for name in sys.modules})"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert not heavy & set(result.stdout.split())
 
 
@@ -200,7 +221,9 @@ def test_make_knows_the_target_and_a_dry_run_does_nothing(tmp_path: Path, target
         ('case "$*" in *ensurepip*) exit 1;; esac', "cannot make virtual environments"),
     ],
 )
-def test_make_says_in_one_sentence_why_a_python_will_not_do(tmp_path: Path, script: str | None, said: str) -> None:
+def test_make_says_in_one_sentence_why_a_python_will_not_do(
+    tmp_path: Path, script: str | None, said: str
+) -> None:
     fake = tmp_path / "python-that-will-not-do"
     if script is not None:
         fake.write_text(f"#!/bin/sh\n{script}\n")
@@ -233,14 +256,28 @@ def test_licence_is_mit_and_packaged() -> None:
 def test_repository_is_small() -> None:
     sizes = {path: path.stat().st_size for path in tracked_files()}
     assert sum(sizes.values()) < 20e6, f"over 20 MB; the largest: {sorted(sizes, key=sizes.get)[-5:]}"
-    reference = sum(size for path, size in sizes.items() if path.is_relative_to(ROOT / "outputs" / "reference"))
+    reference = sum(
+        size for path, size in sizes.items() if path.is_relative_to(ROOT / "outputs" / "reference")
+    )
     assert reference < 3e6, "outputs/reference/ is over 3 MB"
 
 
 def test_no_committed_file_holds_a_home_folder_or_an_index_address() -> None:
     private = re.compile(r"/root/|/home/[a-z]|index-url *= *.?(http|file):")
     for path in tracked_files():
-        if path.suffix in {".py", ".toml", ".yml", ".yaml", ".md", ".cff", ".lock", ".ipynb", ".json", ".csv", ""}:
+        if path.suffix in {
+            ".py",
+            ".toml",
+            ".yml",
+            ".yaml",
+            ".md",
+            ".cff",
+            ".lock",
+            ".ipynb",
+            ".json",
+            ".csv",
+            "",
+        }:
             found = None if path == Path(__file__).resolve() else private.search(path.read_text())
             assert not found, f"{path.relative_to(ROOT)} holds {found and found[0]!r}"
 
@@ -260,7 +297,11 @@ def test_benchmark_rows_are_kept_and_judged(tmp_path: Path) -> None:
     record.append([slow, record.waiting("scores", "b", "s")], path)
     record.append([dataclasses.replace(slow, value=1.0, share=1.2), record.waiting("scores", "b", "s")], path)
     rows = record.read(path)
-    assert [(row.what, row.value, row.met()) for row in rows] == [("a", 2.0, "no"), ("b", None, ""), ("a", 1.0, "yes")]
+    assert [(row.what, row.value, row.met()) for row in rows] == [
+        ("a", 2.0, "no"),
+        ("b", None, ""),
+        ("a", 1.0, "yes"),
+    ]
     assert [(row.what, row.value) for row in record.latest(rows)] == [("a", 1.0), ("b", None)]
     record.append([record.Row("scores", "b", 3.0, "s")], path)
     assert {row.what: row.value for row in record.latest(record.read(path))} == {"a": 1.0, "b": 3.0}

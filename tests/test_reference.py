@@ -29,8 +29,12 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pd.DataFrame([row | {"fpr95_id": 0.1234, "fpr95_id_low": 0.1, "fpr95_id_high": 0.15}]).to_csv(
         folder / "tables" / "headline.csv", index=False
     )
-    pd.DataFrame({"claim": ["- **far**: the order holds."]}).to_csv(folder / "tables" / "claims.csv", index=False)
-    (tmp_path / "README.md").write_text(f"# Title\n{reference.MARKS[0]}\nstale text\n{reference.MARKS[1]}\nend\n")
+    pd.DataFrame({"claim": ["- **far**: the order holds."]}).to_csv(
+        folder / "tables" / "claims.csv", index=False
+    )
+    (tmp_path / "README.md").write_text(
+        f"# Title\n{reference.MARKS[0]}\nstale text\n{reference.MARKS[1]}\nend\n"
+    )
     monkeypatch.setattr(run, "OUTPUTS", tmp_path / "outputs")
     monkeypatch.setattr(run, "ROOT", tmp_path)
     return tmp_path / "outputs"
@@ -38,10 +42,22 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_run_is_copied_without_its_bulk_and_quoted(outputs: Path) -> None:
     reference.main(["mine"])
-    kept = {str(p.relative_to(outputs / "reference")) for p in (outputs / "reference").rglob("*") if p.is_file()}
-    assert kept == {"index.html", "run.json", "figures/globe.html", "tables/headline.csv", "tables/claims.csv"}
+    kept = {
+        str(p.relative_to(outputs / "reference")) for p in (outputs / "reference").rglob("*") if p.is_file()
+    }
+    assert kept == {
+        "index.html",
+        "run.json",
+        "figures/globe.html",
+        "tables/headline.csv",
+        "tables/claims.csv",
+    }
     text = (outputs.parent / "README.md").read_text()
-    assert "| arrows | far | 12.3 [10.0, 15.0] / 98.7 |" in text and "stale" not in text and text.endswith("end\n")
+    assert (
+        "| arrows | far | 12.3 [10.0, 15.0] / 98.7 |" in text
+        and "stale" not in text
+        and text.endswith("end\n")
+    )
     assert "the order holds" in text
 
 

@@ -46,10 +46,15 @@ class Page(HTMLParser):
 
 def executed(path: Path) -> None:
     """A notebook as papermill leaves it: maths, a figure, a table, a folded solution."""
-    notebook(path, "fig", "solution = 6 * 7", prose="# 01 - Is <it> so?\n\nThe gap $\\Delta$ ...\n\n## The figure")
+    notebook(
+        path, "fig", "solution = 6 * 7", prose="# 01 - Is <it> so?\n\nThe gap $\\Delta$ ...\n\n## The figure"
+    )
     content = json.loads(path.read_text())
     figure = {"output_type": "display_data", "metadata": {}, "data": {"image/png": PNG, "text/plain": "x"}}
-    content["cells"][2]["outputs"] = [figure, {"output_type": "stream", "name": "stdout", "text": "gap 0.83\n"}]
+    content["cells"][2]["outputs"] = [
+        figure,
+        {"output_type": "stream", "name": "stdout", "text": "gap 0.83\n"},
+    ]
     content["cells"][3]["metadata"] = {"tags": ["solution"], "jupyter": {"source_hidden": True}}
     path.write_text(json.dumps(content))
 
@@ -61,7 +66,13 @@ def folder(tmp_path):
     made = runs.new_record("mine", "glyphs", begun.profile, {"lam": 0.1}, runs.provenance())
     outputs = {"figures/gap_axis.png": {}}
     made["notebooks"] = {
-        "01_first": {"status": "done", "seconds": 90.0, "peak_mib": 2048, "outputs": outputs, "facts": {"n": 3}},
+        "01_first": {
+            "status": "done",
+            "seconds": 90.0,
+            "peak_mib": 2048,
+            "outputs": outputs,
+            "facts": {"n": 3},
+        },
         "02_second": {"status": "failed", "seconds": 1.0, "error": {"kind": "X", "message": "it <broke>"}},
     }
     made["status"] = "failed"
@@ -83,10 +94,13 @@ def folder(tmp_path):
 
 @pytest.fixture
 def pages(folder):
-    notebooks = [series.Notebook(Path(f"{name}.ipynb"), (), f"{name}?") for name in ("01_first", "02_second", "03_x")]
+    notebooks = [
+        series.Notebook(Path(f"{name}.ipynb"), (), f"{name}?") for name in ("01_first", "02_second", "03_x")
+    ]
     assert report.build(folder, notebooks)
     return {
-        p.relative_to(folder).as_posix(): Page(p) for p in [folder / "index.html", *folder.glob("notebooks/*.html")]
+        p.relative_to(folder).as_posix(): Page(p)
+        for p in [folder / "index.html", *folder.glob("notebooks/*.html")]
     }
 
 
@@ -106,7 +120,9 @@ def test_nothing_but_mathjax_is_asked_of_the_network(pages, folder):
         text = (folder / name).read_text(encoding="utf-8")
         assert set(re.findall(r"(?:https?:)?//[\w.]+", text)) <= {"https://cdn.jsdelivr.net"}
     assert "http" not in (folder / "index.html").read_text(encoding="utf-8")
-    assert "shown as TeX source" in pages["notebooks/01_first.html"].text  # hidden unless MathJax cannot be had
+    assert (
+        "shown as TeX source" in pages["notebooks/01_first.html"].text
+    )  # hidden unless MathJax cannot be had
 
 
 def test_every_image_has_a_text(pages):
@@ -117,13 +133,37 @@ def test_every_image_has_a_text(pages):
 
 def test_the_index_shows_numbers_states_and_facts(pages):
     text = pages["index.html"].text
-    for part in ("Mine & <yours>", "0.312", "0.0123", "300", "0.831", "accuracy id", "0.66", "12 more", "1.5 min"):
+    for part in (
+        "Mine & <yours>",
+        "0.312",
+        "0.0123",
+        "300",
+        "0.831",
+        "accuracy id",
+        "0.66",
+        "12 more",
+        "1.5 min",
+    ):
         assert part in text, part
-    for part in ("02_second?", "it <broke>", "03_x?", "not run", '{"lam": 0.1}', "torch 2", "by hand", "2.0 GiB"):
+    for part in (
+        "02_second?",
+        "it <broke>",
+        "03_x?",
+        "not run",
+        '{"lam": 0.1}',
+        "torch 2",
+        "by hand",
+        "2.0 GiB",
+    ):
         assert part in text, part
     assert "share of OoD accepted when 95 % of ID is accepted" in text and "First 12 of 100 rows" in text
     links = pages["index.html"].links
-    assert {"figures/globe.html", "figures/gap_axis.csv", "tables/long.csv", "notebooks/01_first.html"} <= set(links)
+    assert {
+        "figures/globe.html",
+        "figures/gap_axis.csv",
+        "tables/long.csv",
+        "notebooks/01_first.html",
+    } <= set(links)
 
 
 def test_solutions_are_folded(folder, pages):
@@ -146,7 +186,14 @@ def test_an_empty_folder_has_no_report(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [("0.31234", "0.312"), ("0.01234", "0.0123"), ("12", "12"), ("1e-05", "1e-05"), (3.0, "3"), (True, "True")]
+    [
+        ("0.31234", "0.312"),
+        ("0.01234", "0.0123"),
+        ("12", "12"),
+        ("1e-05", "1e-05"),
+        (3.0, "3"),
+        (True, "True"),
+    ]
     + [("", ""), ("FLYP", "FLYP"), ("nan", "nan"), (None, "None")],
 )
 def test_numbers_as_they_are_shown(value, shown):

@@ -44,7 +44,9 @@ def test_shipped_profiles_are_valid(name):
 
 def test_imagenet_profile_is_the_official_recipe():
     values = runs.load_profile("imagenet")
-    recipe = dict(epochs=10, batch=512, lr=1e-5, warmup=500, weight_decay=0.1, lam=0.001, crop_scale=[0.9, 1.0])
+    recipe = dict(
+        epochs=10, batch=512, lr=1e-5, warmup=500, weight_decay=0.1, lam=0.001, crop_scale=[0.9, 1.0]
+    )
     recipe |= dict(model="ViT-B-16-quickgelu", pretrained="openai", prompt="The nice {}", decay_all=True)
     recipe |= dict(scale_mode="learned", quantile=0.95, keep=0.15, groups=1, temperature=0.01)
     assert {name: getattr(values, name) for name in recipe} == recipe
@@ -109,14 +111,19 @@ def test_numbers_are_read_as_people_write_them():
 
 def test_relative_paths_count_from_the_profile(tmp_path):
     (tmp_path / "my.images").mkdir()
-    (tmp_path / "mine.yaml").write_text("data: folder\ndata_root: ./my.images\nood_roots: {birds: ./my.images}\n")
+    (tmp_path / "mine.yaml").write_text(
+        "data: folder\ndata_root: ./my.images\nood_roots: {birds: ./my.images}\n"
+    )
     values = runs.load_profile(tmp_path / "mine.yaml")
     assert values.data_root == values.ood_roots["birds"] == str(tmp_path / "my.images")
 
 
 def test_key_follows_what_changes_results_and_nothing_else():
     base = runs.Profile()
-    assert base.key() == runs.Profile(title="other", minutes={"01": 3}, timeout_minutes=1, workers=4, parallel=1).key()
+    assert (
+        base.key()
+        == runs.Profile(title="other", minutes={"01": 3}, timeout_minutes=1, workers=4, parallel=1).key()
+    )
     assert base.key() != runs.Profile(lam=0.01).key()
 
 
@@ -173,7 +180,9 @@ def test_tables_come_back_as_they_were(begun):
     frame = pd.DataFrame({"method": ["FLYP", "CMA"], "auroc": [0.9, 0.1 + 0.2], "lam": [0, 0.003]})
     begun.save_table("methods", frame)
     pd.testing.assert_frame_equal(begun.load_table("methods"), frame)
-    assert (begun.folder / "tables" / "methods.csv").read_text().startswith("method,auroc,lam\nFLYP,0.9,0.0\n")
+    assert (
+        (begun.folder / "tables" / "methods.csv").read_text().startswith("method,auroc,lam\nFLYP,0.9,0.0\n")
+    )
     with pytest.raises(UserError, match="run notebook 02_train first"):
         begun.load_table("absent", made_by="02_train")
 
@@ -241,7 +250,9 @@ def test_root_does_not_depend_on_the_working_directory(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OOD_")}
     environment["PYTHONPATH"] = str(runs.PACKAGE.parent)
     ask = [sys.executable, "-c", code]
-    said = subprocess.run(ask, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        ask, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    ).stdout
     root = Path(__file__).resolve().parent.parent
     assert said.split() == [str(root), str(root / "outputs")]
     environment |= {"OOD_ROOT": str(tmp_path), "OOD_OUTPUTS": str(tmp_path / "else")}

@@ -23,11 +23,17 @@ def unit(n: int, d: int, seed: int, about: float = 0.0) -> np.ndarray:
 IMAGES, TEXTS, NEGATIVES = unit(40, 24, 0, 0.4), unit(7, 24, 1, 0.3), unit(53, 24, 2, 0.3)
 
 
-def naive_groups(images: np.ndarray, texts: np.ndarray, negatives: np.ndarray, t: float, groups: int) -> np.ndarray:
+def naive_groups(
+    images: np.ndarray, texts: np.ndarray, negatives: np.ndarray, t: float, groups: int
+) -> np.ndarray:
     """S of the paper, group by group as the official code loops, in float64: (n,) probabilities."""
     images, texts, negatives = (x.astype(np.float64) for x in (images, texts, negatives))
     kept = len(negatives) - len(negatives) % groups
-    order = torch.randperm(kept, generator=torch.Generator().manual_seed(0)).numpy() if groups > 1 else np.arange(kept)
+    order = (
+        torch.randperm(kept, generator=torch.Generator().manual_seed(0)).numpy()
+        if groups > 1
+        else np.arange(kept)
+    )
     parts = np.split(negatives[:kept][order], groups)
     each = [softmax(images @ np.r_[texts, part].T / t, axis=1)[:, : len(texts)].sum(1) for part in parts]
     return np.mean(each, axis=0)
@@ -140,7 +146,9 @@ def test_groups_drop_the_remainder_before_permuting_and_leave_the_global_generat
     torch.manual_seed(5)
     kept = scores.neglabel(IMAGES, TEXTS, NEGATIVES[:50], 0.05, 10)
     assert torch.equal(torch.rand(1), expected)
-    np.testing.assert_array_equal(scores.neglabel(IMAGES, TEXTS, NEGATIVES, 0.05, 10), kept)  # the last 3 do not count
+    np.testing.assert_array_equal(
+        scores.neglabel(IMAGES, TEXTS, NEGATIVES, 0.05, 10), kept
+    )  # the last 3 do not count
     assert not np.allclose(scores.neglabel(IMAGES, TEXTS, NEGATIVES, 0.05, 10, seed=1), kept)
 
 
@@ -152,7 +160,9 @@ def test_neglabel_does_not_saturate_and_keeps_the_order(groups: int) -> None:
     images = np.cos(angle)[:, None] * texts + np.sin(angle)[:, None] * negatives[:1]
     found = scores.neglabel(images, texts, negatives, 0.005, groups)
     assert np.isfinite(found).all() and (np.diff(found) >= 0).all()
-    nearer = found > 2  # with 4 groups the other end has a true floor: three groups without the matching negative
+    nearer = (
+        found > 2
+    )  # with 4 groups the other end has a true floor: three groups without the matching negative
     assert (np.diff(found[nearer]) > 0).all() and nearer.sum() > 10
     assert (scores.neglabel_probability(found) == 1).sum() > 5
 
@@ -178,14 +188,18 @@ def test_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(value, wanted, rtol=1e-12)
     assert "NegLabel" not in scores.all_scores(IMAGES, TEXTS, None)
     monkeypatch.setattr(scores, "_ELEMENTS", 50)
-    np.testing.assert_allclose(scores.all_scores(IMAGES, TEXTS, NEGATIVES, 0.02, 4)["MCM"], found["MCM"], rtol=1e-12)
+    np.testing.assert_allclose(
+        scores.all_scores(IMAGES, TEXTS, NEGATIVES, 0.02, 4)["MCM"], found["MCM"], rtol=1e-12
+    )
 
 
 @pytest.mark.filterwarnings("error")
 def test_read_only_and_half_precision_inputs() -> None:
     frozen = IMAGES.copy()
     frozen.setflags(write=False)
-    np.testing.assert_array_equal(scores.neglabel(frozen, TEXTS, NEGATIVES), scores.neglabel(IMAGES, TEXTS, NEGATIVES))
+    np.testing.assert_array_equal(
+        scores.neglabel(frozen, TEXTS, NEGATIVES), scores.neglabel(IMAGES, TEXTS, NEGATIVES)
+    )
     half = torch.from_numpy(IMAGES).half()
     assert np.isfinite(scores.neglabel(half, TEXTS, NEGATIVES)).all()
 

@@ -36,7 +36,10 @@ here = Path(os.environ["OOD_OUTPUTS"]) / run
 print(json.loads((here / "results" / "01_first.json").read_text())["lam"])
 """
 WRITES = {
-    "01_first": {"results/01_first.json": '{"gap": 0.8, "provenance": {"weights_sha256": "ab"}}', "figures/a.csv": "x"},
+    "01_first": {
+        "results/01_first.json": '{"gap": 0.8, "provenance": {"weights_sha256": "ab"}}',
+        "figures/a.csv": "x",
+    },
     "02_second": {"results/02_second.json": "{}", "tables/t.csv": "x\n1\n", "checkpoints/cma/model.bin": "w"},
 }
 
@@ -84,7 +87,9 @@ def test_two_notebooks_run_in_this_interpreter_and_leave_a_report(world, capsys)
     assert (results["python"], results["folder"]) == (sys.executable, str(runs.ROOT))
     assert results["lam"] == 0.25 == made["parameters"]["lam"] and made["changes"] == {"lam": 0.25}
     entry = made["notebooks"]["01_first"]
-    assert entry["outputs"]["results/01_first.json"]["sha256"] == runs.file_hash(folder / "results" / "01_first.json")
+    assert entry["outputs"]["results/01_first.json"]["sha256"] == runs.file_hash(
+        folder / "results" / "01_first.json"
+    )
     assert entry["facts"]["weights_sha256"] == "ab" and entry["seconds"] > 0 and entry["peak_mib"] > 0
     assert {"commit", "versions", "machine"} <= made["provenance"].keys()
     assert sorted(p.name for p in (folder / "notebooks").iterdir()) == [
@@ -98,7 +103,11 @@ def test_two_notebooks_run_in_this_interpreter_and_leave_a_report(world, capsys)
 
 @pytest.mark.series
 def test_a_raising_cell_is_named_and_ends_the_series(world):
-    notebook(world / "notebooks" / "01_first.ipynb", "a = 1", "# a comment\nlines = 'three'\nraise KeyError('no such')")
+    notebook(
+        world / "notebooks" / "01_first.ipynb",
+        "a = 1",
+        "# a comment\nlines = 'three'\nraise KeyError('no such')",
+    )
     with pytest.raises(series.NotebookFailed) as failure:
         run(world)
     message = str(failure.value)
@@ -144,7 +153,9 @@ def test_a_time_out_ends_every_process(world):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execution, "time", Clock)
-        with pytest.raises(series.NotebookFailed, match="in code cell 3 of 3, .*: time-out after 0.5 minutes"):
+        with pytest.raises(
+            series.NotebookFailed, match="in code cell 3 of 3, .*: time-out after 0.5 minutes"
+        ):
             run(world, timeout=0.5)
     assert status(world) == {"01_first": "failed"}
     with pytest.raises(ProcessLookupError):
@@ -176,11 +187,16 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     assert status(tmp_path, "glyphs") == {"01_first": "done", "02_second": "interrupted"}
     again = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert "01_first: done already" in again.stdout and "02_second: started (interrupted last time" in again.stdout
+    assert (
+        "01_first: done already" in again.stdout
+        and "02_second: started (interrupted last time" in again.stdout
+    )
     assert status(tmp_path, "glyphs") == {"01_first": "done", "02_second": "done"}
     heavy = "[name for name in ('torch', 'pandas', 'papermill', 'nbconvert') if name in sys.modules]"
     idle = f"import sys; from ood_utils.__main__ import main; assert main(['run']) == 0; assert not {heavy}, {heavy}"
-    quick = subprocess.run([sys.executable, "-c", idle], env=environment, cwd="/", capture_output=True, text=True)
+    quick = subprocess.run(
+        [sys.executable, "-c", idle], env=environment, cwd="/", capture_output=True, text=True
+    )
     assert quick.returncode == 0 and quick.stdout.count("done already") == 2, quick.stderr
 
 
@@ -221,7 +237,10 @@ def test_values_decide_too(world, calls):
     run(world, changes={"workers": 3})  # changes no result
     assert len(calls) == 2
     run(world, changes={"lam": 0.5})
-    assert len(calls) == 4 and record(world)["notebooks"]["02_second"]["reason"] == "the profile's values changed"
+    assert (
+        len(calls) == 4
+        and record(world)["notebooks"]["02_second"]["reason"] == "the profile's values changed"
+    )
 
 
 def test_versions_decide_too(world, calls, monkeypatch):
@@ -370,7 +389,10 @@ class TestRefused:
             ({"lam": 2}, "lam = 2"),
             ({"data": "folder"}, "data_root = '' is no folder"),
             ({"data": "folder", "data_root": "/"}, "ood_roots is empty"),
-            ({"data": "folder", "data_root": "/", "ood_roots": {"birds": "/no"}}, "birds: '/no' is no folder"),
+            (
+                {"data": "folder", "data_root": "/", "ood_roots": {"birds": "/no"}},
+                "birds: '/no' is no folder",
+            ),
             ({"corpus": "/no/dict"}, "corpus = '/no/dict' does not exist"),
         ],
     )
@@ -406,7 +428,9 @@ class TestRefused:
 
 
 def test_force_begins_a_folder_of_another_version_anew(world, calls):
-    runs.atomic_write(world / "outputs" / "glyphs-tiny" / "run.json", '{"schema_version": 0, "notebooks": {}}')
+    runs.atomic_write(
+        world / "outputs" / "glyphs-tiny" / "run.json", '{"schema_version": 0, "notebooks": {}}'
+    )
     run(world, force=True)
     assert len(calls) == 2 and record(world)["schema_version"] == runs.SCHEMA_VERSION
 

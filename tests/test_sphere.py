@@ -115,7 +115,10 @@ def test_umap_lies_on_the_sphere(points):
 
 
 def test_picture_error_of_a_perfect_and_a_random_picture(points):
-    three = {name: rows[:, :3] / np.linalg.norm(rows[:, :3], axis=1, keepdims=True) for name, rows in points.items()}
+    three = {
+        name: rows[:, :3] / np.linalg.norm(rows[:, :3], axis=1, keepdims=True)
+        for name, rows in points.items()
+    }
     perfect = sphere.picture_error(sphere.Globe("itself", three), three)
     assert perfect["gap_true"] == pytest.approx(perfect["gap_drawn"])
     assert perfect["pair_true"] == pytest.approx(perfect["pair_drawn"])
@@ -129,6 +132,8 @@ def test_picture_error_of_a_perfect_and_a_random_picture(points):
 def test_picture_error_with_labels(points):
     few = {"images": points["images"], "texts": points["texts"][:6]}
     error = sphere.picture_error(sphere.gap_latitude(few), few, labels=np.arange(60) % 6)
-    assert error["pair_true"] == pytest.approx((few["images"] * few["texts"][np.arange(60) % 6]).sum(1).mean())
+    assert error["pair_true"] == pytest.approx(
+        (few["images"] * few["texts"][np.arange(60) % 6]).sum(1).mean()
+    )
     with pytest.raises(UserError, match="needs labels"):
         sphere.picture_error(sphere.gap_latitude(few), few)

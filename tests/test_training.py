@@ -53,7 +53,15 @@ def test_recipe_comes_from_a_profile_and_survives_json() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"objective": "cmma"}, {"lam": 2}, {"batch": 1}, {"steps": 0}, {"lr": 0}, {"chunk": -1}, {"scale_mode": "x"}],
+    [
+        {"objective": "cmma"},
+        {"lam": 2},
+        {"batch": 1},
+        {"steps": 0},
+        {"lr": 0},
+        {"chunk": -1},
+        {"scale_mode": "x"},
+    ],
 )
 def test_recipe_refuses_what_makes_no_sense(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
@@ -106,11 +114,15 @@ def test_distinct_texts_give_the_gradient_of_encoding_each() -> None:
     found = tower_gradients(model, recipe)
     images, labels = batch()
     model.zero_grad()
-    texts = model.encode_text(tiny.tokenizer([tiny.TEXTS[y] for y in labels]))  # one row an image, full context
+    texts = model.encode_text(
+        tiny.tokenizer([tiny.TEXTS[y] for y in labels])
+    )  # one row an image, full context
     image, text = F.normalize(model.encode_image(images), dim=-1), F.normalize(texts, dim=-1)
     loss = objectives.cma_parts(image, text, model.logit_scale.exp(), recipe.lam).loss
     loss.backward()
-    torch.testing.assert_close(found, [loss.detach(), *(p.grad for p in model.parameters())], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(
+        found, [loss.detach(), *(p.grad for p in model.parameters())], rtol=1e-9, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("objective", ["cma", "m2mix"])
@@ -132,7 +144,9 @@ def test_weight_decay_groups() -> None:
         for group in training._optimiser(model, Recipe(weight_decay=0.2), 10)[0].param_groups
     )
     assert "logit_scale" in plain and "ln_final.weight" in plain and "visual.conv1.weight" in decayed
-    assert all(name.endswith(("bias", "weight", "scale")) for name in plain) and len(decayed) + len(plain) == len(by_id)
+    assert all(name.endswith(("bias", "weight", "scale")) for name in plain) and len(decayed) + len(
+        plain
+    ) == len(by_id)
     (paper,) = training._optimiser(model, Recipe(decay_all=True), 10)[0].param_groups
     assert len(paper["params"]) == len(by_id) and paper["weight_decay"] == 0.1
 
@@ -145,10 +159,18 @@ def test_fine_tune_learns_logs_and_leaves_three_files(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     recipe = Recipe(lam=lam, steps=30, batch=8, lr=3e-3, warmup=2)
     log = fine_tune(model, tiny.tokenizer, tiny.images(), tiny.TEXTS, recipe, tmp_path / "a", progress=False)
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["card.json", "log.parquet", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "card.json",
+        "log.parquet",
+        "model.safetensors",
+    ]
     pd.testing.assert_frame_equal(log, pd.read_parquet(tmp_path / "a/log.parquet"))
     wanted = "step epoch lr loss clip lse_image lse_text positive scale gradient_norm seconds"
-    assert list(log) == wanted.split() and list(log.step) == list(range(1, 31)) and list(log.epoch[:4]) == [0, 0, 0, 1]
+    assert (
+        list(log) == wanted.split()
+        and list(log.step) == list(range(1, 31))
+        and list(log.epoch[:4]) == [0, 0, 0, 1]
+    )
     np.testing.assert_allclose(log["clip"], (log.lse_image + log.lse_text) / 2 - log.positive, atol=1e-5)
     np.testing.assert_allclose(log.loss, (1 - lam) * log["clip"] - lam * log.positive, atol=1e-5)
     assert log["clip"][-5:].mean() < log["clip"][:3].mean() - 0.3
@@ -165,7 +187,10 @@ def test_finished_work_is_loaded_and_other_work_is_not_mistaken_for_it(tmp_path:
     recipe = Recipe(**SHORT)
     weights = tuned(tmp_path, recipe)
     stamp = (tmp_path / "model.safetensors").stat().st_mtime_ns
-    assert same(weights, tuned(tmp_path, recipe)) and (tmp_path / "model.safetensors").stat().st_mtime_ns == stamp
+    assert (
+        same(weights, tuned(tmp_path, recipe))
+        and (tmp_path / "model.safetensors").stat().st_mtime_ns == stamp
+    )
     assert not same(weights, tuned(tmp_path, Recipe(**SHORT, seed=1)))  # another recipe in the same folder
     again = tuned(tmp_path, recipe)
     file = tmp_path / "model.safetensors"
@@ -174,11 +199,19 @@ def test_finished_work_is_loaded_and_other_work_is_not_mistaken_for_it(tmp_path:
 
 
 def test_scale_modes(tmp_path: Path) -> None:
-    hot = {"steps": 25, "batch": 8, "lr": 0.01, "warmup": 0, "lam": 1.0}  # pure alignment wants a larger scale
+    hot = {
+        "steps": 25,
+        "batch": 8,
+        "lr": 0.01,
+        "warmup": 0,
+        "lam": 1.0,
+    }  # pure alignment wants a larger scale
     for mode in ("frozen", "clamped", "learned"):
         model = tiny.model()
         model.logit_scale.data.fill_(training.MAX_LOG_SCALE - 0.01)
-        scale = tuned(tmp_path / mode, Recipe(**hot, scale_mode=mode), model=model)["logit_scale"].exp().item()
+        scale = (
+            tuned(tmp_path / mode, Recipe(**hot, scale_mode=mode), model=model)["logit_scale"].exp().item()
+        )
         low, high = {"frozen": (99.004, 99.006), "clamped": (99.01, 100.001), "learned": (100.1, 200)}[mode]
         assert low < scale < high, mode
 
@@ -197,7 +230,13 @@ def test_the_paper_s_model_trains_and_encodes(tmp_path: Path) -> None:
     """ViT-B/16 with QuickGELU and random weights: two steps with cached gradients, then unit rows. 20 s, 4 GB."""
     name, texts = "ViT-B-16-quickgelu", ["The nice cat", "The nice dog", "The nice bird"]
     model, _, tokenizer = models.load(name, "random")
-    watched = ("visual.conv1.weight", "visual.proj", "text_projection", "token_embedding.weight", "logit_scale")
+    watched = (
+        "visual.conv1.weight",
+        "visual.proj",
+        "text_projection",
+        "token_embedding.weight",
+        "logit_scale",
+    )
     before = {key: model.state_dict()[key].clone() for key in watched}
     images = tiny.Images("photos", Photos(), np.arange(4) % 3)
     recipe = Recipe(model=name, steps=2, batch=4, chunk=2, warmup=0, lr=1e-4)
@@ -262,7 +301,10 @@ def test_deterministic_holds_for_the_training_alone(tmp_path: Path, monkeypatch:
     assert not torch.are_deterministic_algorithms_enabled()
     monkeypatch.delenv(training.CUBLAS)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    with pytest.raises(UserError, match="deterministic.*too late.*parallel"), training._determinism(True, "cuda:0"):
+    with (
+        pytest.raises(UserError, match="deterministic.*too late.*parallel"),
+        training._determinism(True, "cuda:0"),
+    ):
         pass
 
 
@@ -286,14 +328,17 @@ def test_sigkill_anywhere_then_resume_to_the_same_bits(tmp_path: Path) -> None:
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     state = training._read_state(
-        folder, training.identity(Recipe(**(SHORT | {"steps": steps})), tiny.model(), tiny.images(), tiny.TEXTS)
+        folder,
+        training.identity(Recipe(**(SHORT | {"steps": steps})), tiny.model(), tiny.images(), tiny.TEXTS),
     )
     assert state is not None and 6 <= state["step"] < 1000 and not (folder / "model.safetensors").exists()
     # bring both to the same step: the killed one from its state, the other from the beginning
     ends = []
     for start in (state, None):
         recipe = Recipe(**(SHORT | {"steps": steps}))
-        under_way = training._Run(tiny.model(), tiny.tokenizer(tiny.TEXTS), tiny.images(), recipe, tmp_path, "", "cpu")
+        under_way = training._Run(
+            tiny.model(), tiny.tokenizer(tiny.TEXTS), tiny.images(), recipe, tmp_path, "", "cpu"
+        )
         if start:
             under_way.resume(start)
         goal = state["step"] + 4
@@ -380,7 +425,9 @@ PLANS = {
 def _plan(name: str, folder: str) -> dict[str, torch.Tensor]:
     model, recipe = tiny.model().double(), Recipe(**(SHORT | {"steps": 4}), **PLANS[name])
     images = tiny.images(dtype=torch.float64)  # 22 images: batches of 8, 8 and 6, and the next epoch
-    log = fine_tune(model, tiny.tokenizer, images, tiny.TEXTS, recipe, f"{folder}/{name}", progress=False, save_every=2)
+    log = fine_tune(
+        model, tiny.tokenizer, images, tiny.TEXTS, recipe, f"{folder}/{name}", progress=False, save_every=2
+    )
     return {key: value for key, value in model.state_dict().items()} | {
         key: torch.tensor(log[key].to_numpy()) for key in ("loss", "clip", "gradient_norm")
     }
@@ -426,7 +473,9 @@ def lane(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_many_fine_tunings_run_once(lane: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_fine_tunings_run_once(
+    lane: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ood_utils import data
 
     profile = run.make_profile(lane, "test")
@@ -441,14 +490,25 @@ def test_many_fine_tunings_run_once(lane: dict[str, object], tmp_path: Path, mon
     assert fine_tune_many(jobs, profile, tmp_path, study=study, model=model) == places
     # the same fine-tuning from the shell, in this process: same identity, same weights
     (tmp_path / "p.yaml").write_text(json.dumps(lane))
-    words = ["--profile", str(tmp_path / "p.yaml"), "--seed", "1", "--folder", str(tmp_path / "alone"), "-p", "steps=3"]
+    words = [
+        "--profile",
+        str(tmp_path / "p.yaml"),
+        "--seed",
+        "1",
+        "--folder",
+        str(tmp_path / "alone"),
+        "-p",
+        "steps=3",
+    ]
     assert train.main(words) == 0
     alone = json.loads((tmp_path / "alone/card.json").read_text())
     assert alone["identity"] == cards[1]["identity"] and alone["weights"] == cards[1]["weights"]
 
 
 @pytest.mark.distributed
-def test_notebook_02_trains_under_torchrun_what_one_process_trains(lane: dict[str, object], tmp_path: Path) -> None:
+def test_notebook_02_trains_under_torchrun_what_one_process_trains(
+    lane: dict[str, object], tmp_path: Path
+) -> None:
     """``processes`` = 2 starts a torchrun of its own, with ``parallel`` = 0 too, and trains the same model."""
     lane = lane | {"lams": [0.1], "seeds": [0], "parallel": 0}
     ends, logs, cards = [], [], []
@@ -498,7 +558,9 @@ def test_a_failing_child_is_reported_in_its_own_words(lane: dict[str, object], t
     assert isinstance(crash, RuntimeError) and "status -9" in str(crash) and "MemoryError" in str(crash)
 
 
-def test_ctrl_c_ends_the_children(lane: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_the_children(
+    lane: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started: list[subprocess.Popen] = []
     start = training._start_lane
     monkeypatch.setattr(training, "_start_lane", lambda *args: started.append(start(*args)) or started[-1])
@@ -535,7 +597,18 @@ def test_the_command_line_says_what_is_wrong(capsys: pytest.CaptureFixture[str],
 
 
 def test_p_takes_several_values_and_deterministic_is_one_of_them(tmp_path: Path) -> None:
-    words = ["--profile", "glyphs", "--folder", "x", "-p", "lam=0.1", "steps=7", "-p", "lr=1e-3", "--deterministic"]
+    words = [
+        "--profile",
+        "glyphs",
+        "--folder",
+        "x",
+        "-p",
+        "lam=0.1",
+        "steps=7",
+        "-p",
+        "lr=1e-3",
+        "--deterministic",
+    ]
     (job,) = train._jobs(train._parser().parse_args(words))
     assert [job["recipe"][name] for name in ("lam", "steps", "lr", "deterministic")] == [0.1, 7, 1e-3, True]
     assert job["profile"]["deterministic"]

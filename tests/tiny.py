@@ -27,7 +27,9 @@ def model(tower: str = "resnet", seed: int = 0) -> torch.nn.Module:
         else {"layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
     )
     text = {"context_length": CONTEXT, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
-    built = open_clip.CLIP(16, open_clip.CLIPVisionCfg(image_size=32, **vision), open_clip.CLIPTextCfg(**text))
+    built = open_clip.CLIP(
+        16, open_clip.CLIPVisionCfg(image_size=32, **vision), open_clip.CLIPTextCfg(**text)
+    )
     return built.eval()
 
 
@@ -43,7 +45,9 @@ def tokenizer(texts: list[str]) -> torch.Tensor:
 class Keyed(Dataset):
     """Noise around one colour a class; item KEY -> (image, label of key % n), a function of key alone."""
 
-    def __init__(self, labels: np.ndarray, bad: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, labels: np.ndarray, bad: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+    ) -> None:
         self.labels, self.bad, self.dtype = np.asarray(labels), bad, dtype
         self.reads = 0
 
@@ -87,6 +91,8 @@ def two_processes(worker: Callable[[int, str], None], folder: str) -> None:
 
 def _joined(rank: int, worker: Callable[[int, str], None], folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
     worker(rank, folder)
     torch.distributed.destroy_process_group()
