@@ -1,6 +1,9 @@
-"""The one error a user sees."""
+"""The errors a user sees, and how they name what was meant."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -20,3 +23,10 @@ class UnreadableImage(Exception):
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:  # crosses from a DataLoader worker to its parent
         return type(self), (self.path, self.reason)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The tail of an error message: '; did you mean a or b?', or the list of all that is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; there are: {', '.join(known) or 'none'}"

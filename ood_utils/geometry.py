@@ -15,43 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from ood_utils.errors import UserError
+from .arrays import unit_rows
+from .errors import UserError
 
-UNIT_TOLERANCE = 5e-3  # float16 CLIP features stray by 6e-4, bfloat16 ones by 4e-3
 CHUNK = 1024  # rows of a similarity matrix held at once
-
-
-def units(**arrays: np.ndarray) -> list[np.ndarray]:
-    """The arrays, each (n, d), checked and rescaled to exact unit rows in float64.
-
-    Raises UserError naming the array that is empty, not two-dimensional, not of unit rows (NaN
-    included), or of another width than the first.
-    """
-    checked, width = [], None
-    for name, array in arrays.items():
-        array = np.asarray(array, dtype=np.float64)
-        if array.ndim != 2 or not array.size:
-            raise UserError(
-                f"{name} must be a non-empty (n, d) array of embeddings, not of shape {array.shape}."
-            )
-        norms = np.linalg.norm(array, axis=1, keepdims=True)
-        if not (np.abs(norms - 1) < UNIT_TOLERANCE).all():
-            worst = norms[np.argmax(np.nan_to_num(np.abs(norms - 1), nan=np.inf))].item()
-            raise UserError(f"{name} has a row of length {worst:.3g}; divide each row by its length first.")
-        if width is not None and array.shape[1] != width[1]:
-            raise UserError(
-                f"{name} is {array.shape[1]} wide but {width[0]} is {width[1]}; embed both with one and the same model."
-            )
-        width = width or (name, array.shape[1])
-        checked.append(array / norms)
-    return checked
 
 
 def _pairs(images: np.ndarray, matched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Unit images and matched texts, checked to be as many."""
     if len(images) != len(matched):
         raise UserError(f"matched has {len(matched)} rows for {len(images)} images; give one text per image.")
-    images, matched = units(images=images, matched=matched)
+    images, matched = unit_rows(images=images, matched=matched)
     return images, matched
 
 
@@ -69,14 +43,14 @@ def _normalise(rows: np.ndarray) -> np.ndarray:
 
 def gap_direction(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """(d,) unit vector from the texts' centroid to the images' centroid (Liang et al. 2022, section 4.2)."""
-    images, texts = units(images=images, texts=texts)
+    images, texts = unit_rows(images=images, texts=texts)
     gap = images.mean(0) - texts.mean(0)
     return gap / max(np.linalg.norm(gap), 1e-12)
 
 
 def centroid_gap(images: np.ndarray, texts: np.ndarray) -> float:
     """||mean image - mean text||, in [0, 2]; 0 = no gap, about 0.85 in CLIP (Liang et al. 2022, section 4.2)."""
-    images, texts = units(images=images, texts=texts)
+    images, texts = unit_rows(images=images, texts=texts)
     return float(np.linalg.norm(images.mean(0) - texts.mean(0)))
 
 
@@ -102,7 +76,7 @@ def relative_modality_gap(
     ``class_texts`` (K, d) replaces ``matched_texts`` in b_T: give it when matched texts repeat.
     """
     images, matched = _pairs(images, matched_texts)
-    texts = matched if class_texts is None else units(images=images, class_texts=class_texts)[1]
+    texts = matched if class_texts is None else unit_rows(images=images, class_texts=class_texts)[1]
     a = (1 - (images * matched).sum(1).mean()) / 2
     b = (1 - (_mean_cosine(images) + _mean_cosine(texts)) / 2) / 2
     return float(a / max(a + b, 1e-12))
@@ -115,7 +89,7 @@ def per_class_gap(images: np.ndarray, labels: np.ndarray, class_text: np.ndarray
     is the mean over images of i - t_y: 1 = the gap is one direction shared by all classes. Classes
     without images are left out.
     """
-    images, class_text = units(images=images, class_text=class_text)
+    images, class_text = unit_rows(images=images, class_text=class_text)
     labels = _labels(labels, len(images), len(class_text))
     counts = np.bincount(labels, minlength=len(class_text))
     sums = np.zeros_like(class_text)
@@ -140,7 +114,7 @@ def linear_separability(images: np.ndarray, texts: np.ndarray, seed: int = 0, li
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    images, texts = units(images=images, texts=texts)
+    images, texts = unit_rows(images=images, texts=texts)
     if min(len(images), len(texts)) < 5:
         raise UserError(
             "linear_separability needs at least 5 images and 5 texts to hold 20 % out; give more."
@@ -170,7 +144,7 @@ def uniformity(
     """
     if b is None:
         skip = np.arange(len(a))
-    left, right = (rows.astype(np.float32) for rows in units(a=a, b=a if b is None else b))
+    left, right = (rows.astype(np.float32) for rows in unit_rows(a=a, b=a if b is None else b))
     pairs = len(left) * (len(right) - (skip is not None))
     if t <= 0 or pairs == 0:
         raise UserError(
@@ -193,10 +167,10 @@ def margins(
 
     Positive = the true text wins on average. Half of m2-Mix' relative alignment (core_methods 5.2).
     """
-    images, class_text = units(images=images, class_text=class_text)
+    images, class_text = unit_rows(images=images, class_text=class_text)
     labels = _labels(labels, len(images), len(class_text))
     hardest_id, hardest_negative, true = (np.full(len(images), np.nan) for _ in range(3))
-    texts = None if negatives is None else units(images=images, negatives=negatives)[1]
+    texts = None if negatives is None else unit_rows(images=images, negatives=negatives)[1]
     for start in range(0, len(images), CHUNK):
         rows = slice(start, start + CHUNK)
         cosines = images[rows] @ class_text.T
@@ -272,7 +246,7 @@ def gap_shift(
     batches), accuracy (zero-shot, [0, 1]).
     """
     images, texts = _pairs(images, texts)
-    class_text = units(images=images, class_text=class_text)[1]
+    class_text = unit_rows(images=images, class_text=class_text)[1]
     labels = _labels(labels, len(images), len(class_text))
     gap = images.mean(0) - texts.mean(0)
     direction = gap / max(np.linalg.norm(gap), 1e-12)
@@ -308,7 +282,7 @@ def mean_subtraction(images: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray,
     mattered. (Separability may then fall below 0.5: the means contain the held-out rows, so that the
     training rows' means lie on the other side. Read it as "not separable".)
     """
-    images, texts = units(images=images, texts=texts)
+    images, texts = unit_rows(images=images, texts=texts)
     return _normalise(images - images.mean(0)), _normalise(texts - texts.mean(0))
 
 
@@ -319,7 +293,7 @@ def pair_cosines(
 
     At most ``pairs`` random distinct pairs of each family; matched has every image once.
     """
-    images, class_text = units(images=images, class_text=class_text)
+    images, class_text = unit_rows(images=images, class_text=class_text)
     labels = _labels(labels, len(images), len(class_text))
     rng = np.random.default_rng(seed)
 
@@ -352,7 +326,7 @@ def summary(
     and class texts pooled). ``align_id`` as ``alignment`` (lower = closer). The centroid gap, as the
     decomposition, compares images with their matched texts (equal to the class texts for balanced classes).
     """
-    images, class_text = units(images=images, class_text=class_text)
+    images, class_text = unit_rows(images=images, class_text=class_text)
     labels = _labels(labels, len(images), len(class_text))
     matched = class_text[labels]
     own = np.exp(-2 * np.square(images - matched).sum(1)).mean()

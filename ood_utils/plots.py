@@ -21,8 +21,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ood_utils.geometry import gap_direction, units
-from ood_utils.sphere import Globe, principal_axes
+from .arrays import unit_rows
+from .geometry import gap_direction
+from .sphere import Globe, principal_axes
 
 ID, OOD = "#0072B2", "#D55E00"
 FAMILY_COLOURS = {
@@ -241,7 +242,7 @@ def gap_axis(models: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, sa
     """
     panels, notes = {}, {}
     for model, (images, texts) in models.items():
-        images, texts = units(images=images, texts=texts)
+        images, texts = unit_rows(images=images, texts=texts)
         direction = gap_direction(images, texts)
         both = np.stack([images, texts])
         x = both @ direction
@@ -267,7 +268,7 @@ def svd_plane(models: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, s
     """
     panels, notes = {}, {}
     for model, (images, texts) in models.items():
-        both = np.stack(units(images=images, texts=texts))
+        both = np.stack(unit_rows(images=images, texts=texts))
         panels[model] = both @ principal_axes(both.reshape(-1, both.shape[-1]), 2).T
         kept = np.square(panels[model]).sum(-1).mean()
         notes[model] = f"plane keeps {kept:.0%}, n {len(images):,}"

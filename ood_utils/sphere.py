@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ood_utils.errors import UserError
-from ood_utils.geometry import gap_direction, units
+from .arrays import unit_rows
+from .errors import UserError
+from .geometry import gap_direction
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Globe:
 
 def _stack(points: Mapping[str, np.ndarray]) -> np.ndarray:
     """All groups as one (N, d) float64 array of unit rows, in the mapping's order."""
-    return np.concatenate(units(**points))
+    return np.concatenate(unit_rows(**points))
 
 
 def _globe(method: str, xyz: np.ndarray, points: Mapping[str, np.ndarray], **extra: object) -> Globe:
@@ -73,7 +74,7 @@ def gap_latitude(points: Mapping[str, np.ndarray], pole: np.ndarray | None = Non
                 'gap_latitude needs points named "images" and "texts", or a pole; pass one of the two.'
             )
         pole = gap_direction(points["images"], points["texts"])
-    pole = units(points=stacked[:1], pole=np.asarray(pole)[None])[1][0]
+    pole = unit_rows(points=stacked[:1], pole=np.asarray(pole)[None])[1][0]
     sine = stacked @ pole
     rest = stacked - sine[:, None] * pole
     rest -= rest.mean(0)  # the common mean of both modalities would put every point at longitude 0
@@ -229,7 +230,7 @@ def picture_error(
 
     rng = np.random.default_rng(seed)
     true, drawn = _stack(points), np.concatenate([globe.xyz[name] for name in points])
-    groups = dict(zip(points, units(**points), strict=True))
+    groups = dict(zip(points, unit_rows(**points), strict=True))
     match = np.arange(len(groups[images])) if labels is None else np.asarray(labels)
     if len(match) != len(groups[images]) or match.max() >= len(groups[texts]):
         raise UserError(
