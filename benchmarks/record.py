@@ -54,9 +54,9 @@ def waiting(section: str, what: str, unit: str, target: str = "", command: str =
 
 def here() -> dict[str, str]:
     """Machine, commit ("+" where files differ from it) and day of this run."""
-    from ood_utils import run
+    from ood_utils import provenance
 
-    facts = run.provenance()
+    facts = provenance.provenance()
     machine = facts["machine"]
     gpus = [gpu.split(",")[0] for gpu in machine["gpus"]]
     threads = (facts["torch"] or {}).get("threads", machine["cores"])

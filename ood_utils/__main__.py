@@ -1,4 +1,6 @@
-"""The command line: `python -m ood_utils`, also installed as `ood`. Nothing heavy is imported until it is needed."""
+"""The command line: `python -m ood_utils`, also installed as `ood`. Nothing heavy is imported until it is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -59,12 +61,11 @@ def _changes(command: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from . import run as runs
-    from . import series
+    from . import config, series
 
     if options.timeout is not None and not options.timeout > 0:
         raise UserError(f"--timeout {options.timeout:g} is refused: give minutes above 0")
-    changes = runs.parse_changes(options.p)
+    changes = config.parse_changes(options.p)
     try:
         series.run_series(options.profile, changes, options.run, options.only, options.force, options.timeout)
     except series.NotebookFailed as failure:
@@ -74,36 +75,33 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from . import check
-    from . import run as runs
+    from . import check, config
 
-    return check.main(options.profile, runs.parse_changes(options.p))
+    return check.main(options.profile, config.parse_changes(options.p))
 
 
 def _report(options: argparse.Namespace) -> int:
-    from . import report, series
-    from . import run as runs
+    from . import config, report, series, store
 
-    folder = runs.OUTPUTS / runs.run_name(options.run, "")
-    written = report.build(folder, series.find(runs.ROOT / "notebooks"))
+    folder = store.OUTPUTS / store.run_name(options.run, "")
+    written = report.build(folder, series.find(config.ROOT / "notebooks"))
     print(f"report: {folder / 'index.html'}{'' if written else ' (up to date)'}")
     return 0
 
 
 def _list(options: argparse.Namespace) -> int:
-    from . import run as runs
-    from . import series
+    from . import config, files, series, store
 
     print("Notebooks")
-    for notebook in series.find(runs.ROOT / "notebooks"):
+    for notebook in series.find(config.ROOT / "notebooks"):
         print(f"  {notebook.name:22} {notebook.question}")
     print("Profiles")
-    for name in runs.profile_names():
-        print(f"  {name:22} {runs.load_profile(name).title}")
-    print(f"Runs in {runs.OUTPUTS}")
-    records = sorted(runs.OUTPUTS.glob("*/run.json"))
+    for name in config.profile_names():
+        print(f"  {name:22} {config.load_profile(name).title}")
+    print(f"Runs in {store.OUTPUTS}")
+    records = sorted(store.OUTPUTS.glob("*/run.json"))
     for path in records:
-        record = runs.read_json(path)
+        record = files.read_json(path)
         states = [
             f"{n.split('_')[0]} {e.get('status')}" for n, e in sorted(record.get("notebooks", {}).items())
         ]
@@ -130,8 +128,8 @@ def _interrupt(*_: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    0 done, 1 a notebook failed or something is missing, 2 a mistake in what was asked (one sentence on standard
-    error), 130 interrupted.
+    0 done, 1 a notebook failed or something is missing, 2 a mistake in what was asked (one sentence on
+    standard error), 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     handlers: dict[str, Callable[[argparse.Namespace], int]]

@@ -1,6 +1,7 @@
 """The questions the notebooks ask of models, tables and lists; each answered by one function.
 
-Kept out of the notebooks so that they can be tested and read; nothing here knows where files lie but ``space_of``.
+Kept out of the notebooks so that they can be tested and read; nothing here knows where files lie but
+``space_of``.
 """
 
 from __future__ import annotations
@@ -14,23 +15,28 @@ import pandas as pd
 from . import embeddings, geometry, leaderboard, metrics, models, negatives, scores
 
 if TYPE_CHECKING:
+    from .config import Profile
     from .data import Study
     from .embeddings import Space
     from .negatives import NegativeList
-    from .run import Profile, Run
+    from .store import RunFolder
 
 Spaces = Mapping[tuple[str, int], "Space"]
 
 
-def space_of(run: Run, study: Study, weights: str, sets: Sequence[str] | None = None) -> Space:
-    """Embeddings of a study by the profile's model with these weights (tag, or path below the run folder); cached."""
+def space_of(run: RunFolder, study: Study, weights: str, sets: Sequence[str] | None = None) -> Space:
+    """Embeddings of a study by the profile's model with these weights (tag, or path below the run folder);
+    cached.
+    """
     path = run.folder / weights
     model, _, tokenizer = models.load(run.profile.model, str(path) if path.is_file() else weights)
     return embeddings.embed(model, tokenizer, study, run.profile, run.folder / "embeddings", sets=sets)
 
 
 def group_means(book: leaderboard.ScoreBook, metric: str = "auroc") -> pd.DataFrame:
-    """One row per (method, seed, score): the metric's mean over the sets of each group and over all; no intervals."""
+    """One row per (method, seed, score): the metric's mean over the sets of each group and over all; no
+    intervals.
+    """
     frame = pd.DataFrame(book.keys, columns=["method", "seed", "score"])
     for group in book.averages:
         frame[group] = book.points[f"average {group}"][:, metrics.METRICS.index(metric)]
@@ -38,7 +44,9 @@ def group_means(book: leaderboard.ScoreBook, metric: str = "auroc") -> pd.DataFr
 
 
 def validation_auroc(space: Space, study: Study, listed: NegativeList, profile: Profile) -> float:
-    """Mean AUROC of NegLabel over the validation OoD sets against the ID validation images; NaN without such sets."""
+    """Mean AUROC of NegLabel over the validation OoD sets against the ID validation images; NaN without such
+    sets.
+    """
     if not study.validation:
         return float("nan")
     book = leaderboard.image_scores(
@@ -66,10 +74,11 @@ class Choice(NamedTuple):
 
 
 def choose_lam(sweep: pd.DataFrame, fallback: float, tolerance: float = 0.01) -> Choice:
-    """Among lam > 0 whose accuracy is at most ``tolerance`` below FLYP's, the one of highest validation AUROC.
+    """Among lam > 0 whose accuracy is at most ``tolerance`` below FLYP's, the one of highest validation
+    AUROC.
 
-    ``sweep`` has columns lam (0 = FLYP), centroid_gap, accuracy, auroc, measured on the validation split only. Where
-    no lam passes, or there is no AUROC, ``fallback`` is taken.
+    ``sweep`` has columns lam (0 = FLYP), centroid_gap, accuracy, auroc, measured on the validation split
+    only. Where no lam passes, or there is no AUROC, ``fallback`` is taken.
     """
     flyp = sweep.loc[sweep.lam.idxmin()]
     allowed = sweep[(sweep.lam > 0) & (sweep.accuracy >= flyp.accuracy - tolerance)]
@@ -98,7 +107,9 @@ def keep_sweep(
 
 
 def smallest_share(frame: pd.DataFrame, tolerance: float = 0.005) -> float:
-    """The smallest keep of ``keep_sweep`` whose AUROC lies within ``tolerance`` of the best; NaN without AUROCs."""
+    """The smallest keep of ``keep_sweep`` whose AUROC lies within ``tolerance`` of the best; NaN without
+    AUROCs.
+    """
     good = frame[frame.auroc >= frame.auroc.max() - tolerance]
     return float(good.keep.min())
 
@@ -123,10 +134,11 @@ def order_claims(
 
 
 def negative_lists(spaces: Spaces, study: Study, mined: NegativeList, profile: Profile) -> pd.DataFrame:
-    """NegLabel by what is in the list: columns list, method, seed, words, auroc, fpr95_id (means over the test sets).
+    """NegLabel by what is in the list: columns list, method, seed, words, auroc, fpr95_id (means over the
+    test sets).
 
-    Lists: clean; not cleaned (mined with ID names and repetitions in the corpus); every 20th ID class's name added;
-    all ID names added; every second word doubled; clean in 100 groups.
+    Lists: clean; not cleaned (mined with ID names and repetitions in the corpus); every 20th ID class's name
+    added; all ID names added; every second word doubled; clean in 100 groups.
     """
     first = next(iter(spaces.values()))
     position = {word: i for i, (word, _) in enumerate(study.corpus)}
@@ -158,7 +170,8 @@ def negative_lists(spaces: Spaces, study: Study, mined: NegativeList, profile: P
 def own_names(spaces: Spaces, study: Study) -> pd.DataFrame:
     """Mean cosine of an image to its own name: columns method, seed, set, group, id_cosine, ood_cosine.
 
-    Only OoD images whose id begins with a word of the corpus count ("name · where from"); empty if there are none.
+    Only OoD images whose id begins with a word of the corpus count ("name · where from"); empty if there are
+    none.
     """
     position = {word: i for i, (word, _) in enumerate(study.corpus)}
     rows = []
@@ -178,7 +191,9 @@ def own_names(spaces: Spaces, study: Study) -> pd.DataFrame:
 def worst_mistakes(
     space: Space, study: Study, mined: NegativeList, profile: Profile, count: int = 10
 ) -> pd.DataFrame:
-    """The OoD test images that NegLabel finds most ID: columns set, index, is, nearest ID name, nearest negative, log-odds."""
+    """The OoD test images that NegLabel finds most ID: columns set, index, is, nearest ID name, nearest
+    negative, log-odds.
+    """
     negative_text = space.corpus_text[mined.indices]
     found: list[dict[str, Any]] = []
     for name, image_set in study.ood.items():

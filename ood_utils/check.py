@@ -1,4 +1,6 @@
-"""Self-check: what this machine has, what each profile needs, whether it is there and where to get what is not."""
+"""Self-check: what this machine has, what each profile needs, whether it is there and where to get what is
+not.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import run as runs
+from . import config, errors, files, provenance, store
+from .config import Profile
 from .errors import UserError
-from .run import Profile
 
 IMAGENET = "image-net.org after registration; ImageNet terms of access: non-commercial research"
 OPENOOD = "OpenOOD v1.5's download script (github.com/Jingkang50/OpenOOD)"
@@ -51,9 +53,9 @@ def main(profile: str | None = None, changes: dict[str, Any] | None = None) -> i
     """Print the check; 0 when all that is needed is there, 1 when something is missing."""
     print("This machine")
     good = _show(environment())
-    names = [profile] if profile else list(runs.profile_names())
+    names = [profile] if profile else list(config.profile_names())
     for name in names:
-        values = runs.load_profile(name, changes)
+        values = config.load_profile(name, changes)
         print(f"Profile {name}: {values.title}")
         whole = _show(needs(values))
         good = good and (
@@ -78,8 +80,8 @@ def _show(items: Iterator[Item]) -> bool:
 def environment() -> Iterator[Item]:
     """Versions, devices, memory, disk, writable outputs."""
     yield Item(sys.version_info >= (3, 11), f"Python {sys.version.split()[0]}", "Python 3.11 or later")
-    found = runs.versions()
-    for name in [*runs.PACKAGES, "nbconvert"]:
+    found = provenance.versions()
+    for name in [*provenance.PACKAGES, "nbconvert"]:
         try:
             version = found.get(name) or metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -87,7 +89,7 @@ def environment() -> Iterator[Item]:
             continue
         if name in ("torch", "open_clip_torch", "scikit-learn", "umap-learn", "papermill"):
             yield Item(True, f"{name} {version}")
-    facts = runs.machine()
+    facts = provenance.machine()
     yield Item(
         None, f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB memory, {facts['system']}"
     )
@@ -105,13 +107,13 @@ def _gpus() -> list[str]:
 
 
 def _outputs() -> Item:
-    probe = runs.OUTPUTS / ".probe"
+    probe = store.OUTPUTS / ".probe"
     try:
-        runs.atomic_write(probe, "")
+        files.atomic_write(probe, "")
         probe.unlink()
     except UserError as error:
-        return Item(False, f"outputs folder {runs.OUTPUTS}", str(error))
-    return Item(True, f"outputs folder {runs.OUTPUTS} is writable, {_free(runs.OUTPUTS):.1f} GiB free")
+        return Item(False, f"outputs folder {store.OUTPUTS}", str(error))
+    return Item(True, f"outputs folder {store.OUTPUTS} is writable, {_free(store.OUTPUTS):.1f} GiB free")
 
 
 def _free(path: Path) -> float:
@@ -150,9 +152,11 @@ def needs(profile: Profile) -> Iterator[Item]:
 
 
 def room(profile: Profile) -> dict[str, float]:
-    """Estimated GiB that a run of the profile fills in outputs/, by what for. UserError: a model that cannot be built.
+    """Estimated GiB that a run of the profile fills in outputs/, by what for. UserError: a model that cannot
+    be built.
 
-    An upper bound: the sweep's models are reckoned to embed everything. Optimiser states go when a training ends.
+    An upper bound: the sweep's models are reckoned to embed everything. Optimiser states go when a training
+    ends.
     """
     import torch
 
@@ -197,7 +201,7 @@ def _disk(profile: Profile) -> Item:
         parts = room(profile)
     except UserError:
         return Item(None, "disk needed: not known for this model")
-    wanted, free = sum(parts.values()), _free(runs.OUTPUTS)
+    wanted, free = sum(parts.values()), _free(store.OUTPUTS)
     of = ", ".join(f"{name} {size:.1f}" for name, size in parts.items())
     what = f"disk for outputs: about {wanted:.1f} GiB ({of}; an estimate), {free:.1f} GiB free"
     remedy = "free that much, or set OOD_OUTPUTS to a folder on a larger disk; a run that is partly there needs less"
@@ -210,7 +214,9 @@ def _folder(name: str, path: str, remedy: str) -> Item:
 
 
 def _imagenet(profile: Profile) -> Iterator[Item]:
-    """The folders and lists below data_root; class folders are counted, images are not (that would take minutes)."""
+    """The folders and lists below data_root; class folders are counted, images are not (that would take
+    minutes).
+    """
     from .data import IMAGENET_SETS, imagenet_wnids
 
     root = Path(profile.data_root or "DATA_ROOT").expanduser()
@@ -250,7 +256,7 @@ def _weights(profile: Profile) -> Item:
     if profile.pretrained == "random":
         return Item(True, what)
     if profile.pretrained == "builtin":
-        path = runs.PACKAGE / "assets" / f"{profile.model}.safetensors"
+        path = config.PACKAGE / "assets" / f"{profile.model}.safetensors"
         return Item(
             path.is_file(), what, f"install the package anew, or make {path.name} with `ood pretrain`"
         )
@@ -262,15 +268,15 @@ def _weights(profile: Profile) -> Item:
     if profile.pretrained not in known:
         own = ["builtin"] if profile.model == "GlyphCLIP" else []
         return Item(
-            False, what, f"give a file or a tag{runs.nearest(profile.pretrained, [*own, *known, 'random'])}"
+            False, what, f"give a file or a tag{errors.nearest(profile.pretrained, [*own, *known, 'random'])}"
         )
-    config = get_pretrained_cfg(profile.model, profile.pretrained)
-    source = config.get("hf_hub") or config.get("url", "")
+    known_as = get_pretrained_cfg(profile.model, profile.pretrained)
+    source = known_as.get("hf_hub") or known_as.get("url", "")
     licence = (
         "OpenAI's weights are under MIT" if profile.pretrained == "openai" else "its licence is said there"
     )
     remedy = f"open_clip downloads it at first use (ViT-B/16: 0.6 GB) from {source}; {licence}"
-    return Item(_cached(config), what, remedy)
+    return Item(_cached(known_as), what, remedy)
 
 
 def _cached(config: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import models, scores
 from .errors import UserError
-from .run import atomic_write
+from .files import atomic_write
 
 FORMAT = 1
 
@@ -25,8 +25,9 @@ FORMAT = 1
 class Detector:
     """NegLabel on a CLIP-like model, with a threshold set on held-out ID images.
 
-    ``class_text`` (K, d) and ``negative_text`` (M, d) float32 unit rows; ``threshold`` in the score's log-odds: at or
-    above it an image is called ID. ``weights`` is the path or tag of the model ``model`` (an open_clip name).
+    ``class_text`` (K, d) and ``negative_text`` (M, d) float32 unit rows; ``threshold`` in the score's
+    log-odds: at or above it an image is called ID. ``weights`` is the path or tag of the model ``model`` (an
+    open_clip name).
     """
 
     model: str
@@ -50,7 +51,9 @@ class Detector:
         return scores.neglabel(images, self.class_text, self.negative_text, self.temperature, self.groups)
 
     def score_embeddings(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """For unit rows (n, d): ``score`` (n,) higher = more ID, ``is_id`` (n,) bool, ``nearest`` (n,) class names."""
+        """For unit rows (n, d): ``score`` (n,) higher = more ID, ``is_id`` (n,) bool, ``nearest`` (n,) class
+        names.
+        """
         score = self._neglabel(images)
         nearest = np.array(self.class_names)[(images @ self.class_text.T).argmax(1)]
         return {"score": score, "is_id": score >= self.threshold, "nearest": nearest}

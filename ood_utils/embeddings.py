@@ -1,8 +1,8 @@
 """Images and texts to unit vectors, at the speed of the device, cached by content.
 
-The encoders run in the asked precision; what comes out is float32 of length 1. A cache file says in its metadata
-which weights, images or texts it belongs to and what its bytes hash to: a truncated, damaged or foreign file is
-rebuilt, and a pass that was killed goes on after its last whole shard.
+The encoders run in the asked precision; what comes out is float32 of length 1. A cache file says in its
+metadata which weights, images or texts it belongs to and what its bytes hash to: a truncated, damaged or
+foreign file is rebuilt, and a pass that was killed goes on after its last whole shard.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from . import decoding, models, words
+from . import decoding, models, negatives
 from .errors import UnreadableImage, UserError
-from .run import atomic_write, hash_of, progress
+from .files import atomic_write, hash_of, progress
 
 if TYPE_CHECKING:
+    from .config import Profile
     from .data import ImageSet, Study
-    from .run import Profile
 
 SHARD = 16_384  # images of one cache file: what an interrupted pass can lose
 VERSION = 1  # of this module's arithmetic, part of every cache key
@@ -39,7 +39,9 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(wanted: str) -> str:
-    """ "cpu" or "cuda:N" for auto, cpu, cuda or cuda:N; under torchrun N is the local rank. UserError without CUDA."""
+    """ "cpu" or "cuda:N" for auto, cpu, cuda or cuda:N; under torchrun N is the local rank. UserError without
+    CUDA.
+    """
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device is {wanted!r} but torch sees no CUDA GPU; set device to auto or cpu")
     if wanted == "cpu" or not torch.cuda.is_available():
@@ -56,9 +58,11 @@ def prompts(template: str, names: Sequence[str]) -> list[str]:
 
 
 class Tolerant(Dataset):
-    """A dataset whose unreadable images do not end the pass: item key -> (image or None, label, key, bad path or "").
+    """A dataset whose unreadable images do not end the pass: item key -> (image or None, label, key, bad path
+    or "").
 
-    ``substitute``: an unreadable image is replaced by the next readable one, so that a training batch stays whole.
+    ``substitute``: an unreadable image is replaced by the next readable one, so that a training batch stays
+    whole.
     """
 
     def __init__(self, dataset: Dataset, substitute: bool = False) -> None:
@@ -146,12 +150,12 @@ def encode_images(
 ) -> np.ndarray:
     """Embeddings of a dataset's images, (n, d) float32 unit rows in the dataset's order.
 
-    ``precision``: fp32, bf16 or fp16, of the encoder alone. ``unreadable``: a list that gets (index, path) of every
-    image that cannot be decoded; its row is left out. Without the list the first one is a UserError.
-    ``progress``: True for a bar, False, or a bar of the caller to be moved on. ``compile``: torch.compile the image
-    tower (pays on a GPU for tens of thousands of images). ``decode``: the dataset gives files as bytes
-    (``decoding.Undecoded``) and this turns a batch of them into images on the device (``decoding.decoder``). Raises
-    UserError if CUDA is asked for but absent or if embeddings are not finite.
+    ``precision``: fp32, bf16 or fp16, of the encoder alone. ``unreadable``: a list that gets (index, path) of
+    every image that cannot be decoded; its row is left out. Without the list the first one is a UserError.
+    ``progress``: True for a bar, False, or a bar of the caller to be moved on. ``compile``: torch.compile the
+    image tower (pays on a GPU for tens of thousands of images). ``decode``: the dataset gives files as bytes
+    (``decoding.Undecoded``) and this turns a batch of them into images on the device (``decoding.decoder``).
+    Raises UserError if CUDA is asked for but absent or if embeddings are not finite.
     """
     device = resolve_device(device)
     model.to(device).eval().visual.to(memory_format=torch.channels_last)
@@ -213,8 +217,9 @@ def encode_texts(
 ) -> np.ndarray:
     """Embeddings of texts, (n, d) float32 unit rows in the given order.
 
-    Each distinct text is encoded once, with texts of like length and the context cut to the longest of a batch
-    (exact: ``models.encode_text``). Raises UserError if CUDA is asked for but absent or if embeddings are not finite.
+    Each distinct text is encoded once, with texts of like length and the context cut to the longest of a
+    batch (exact: ``models.encode_text``). Raises UserError if CUDA is asked for but absent or if embeddings
+    are not finite.
     """
     device = resolve_device(device)
     model.to(device).eval()
@@ -276,9 +281,9 @@ def _write_shard(path: Path, key: str, rows: np.ndarray, unreadable: list[tuple[
 class Space:
     """One model's embeddings of a study; all float32 unit rows of one width d.
 
-    ``images``: set name -> (n, d), keys id_val, id_test and every OoD and validation set. ``class_text`` (K, d);
-    ``corpus_text`` (C, d) aligned with study.corpus; ``scale``: exp of the logit scale. ``unreadable``: set name ->
-    (index, path) of images that could not be decoded: their rows are missing, see ``rows``.
+    ``images``: set name -> (n, d), keys id_val, id_test and every OoD and validation set. ``class_text`` (K,
+    d); ``corpus_text`` (C, d) aligned with study.corpus; ``scale``: exp of the logit scale. ``unreadable``:
+    set name -> (index, path) of images that could not be decoded: their rows are missing, see ``rows``.
     """
 
     images: dict[str, np.ndarray]
@@ -288,7 +293,9 @@ class Space:
     unreadable: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
 
     def rows(self, name: str) -> np.ndarray:
-        """Indices into the image set of the rows of ``images[name]``: ``labels[space.rows("id_test")]`` fits them."""
+        """Indices into the image set of the rows of ``images[name]``: ``labels[space.rows("id_test")]`` fits
+        them.
+        """
         lost = [index for index, _ in self.unreadable.get(name, [])]
         return np.delete(np.arange(len(self.images[name]) + len(lost)), lost)
 
@@ -384,9 +391,9 @@ def embed(
 
     ``sets``: names of the image sets wanted (all of ``study.sets`` by default). Class texts are prompted with
     ``profile.prompt`` (or averaged over open_clip's templates: ``profile.ensemble``), the corpus with
-    ``profile.negative_prompt``, its adjectives with ``profile.adjective_prompt``. Cache
-    files are keyed by weights, images or texts, precision and kind of device. Raises UserError for an unknown set,
-    more than ``profile.max_unreadable`` unreadable images, embeddings that are not finite, absent CUDA, a folder that
+    ``profile.negative_prompt``, its adjectives with ``profile.adjective_prompt``. Cache files are keyed by
+    weights, images or texts, precision and kind of device. Raises UserError for an unknown set, more than
+    ``profile.max_unreadable`` unreadable images, embeddings that are not finite, absent CUDA, a folder that
     cannot be written.
     """
     wanted = list(study.sets if sets is None else sets)
@@ -406,7 +413,7 @@ def embed(
         images,
         cache.classes(study.class_names),
         cache.texts(
-            "corpus_text", words.prompts(study.corpus, profile.negative_prompt, profile.adjective_prompt)
+            "corpus_text", negatives.prompts(study.corpus, profile.negative_prompt, profile.adjective_prompt)
         ),
         float(model.logit_scale.detach().exp()),
         unreadable,

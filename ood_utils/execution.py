@@ -16,9 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import kernels
-from . import run as runs
-from .run import PACKAGE
+from . import config, kernels
+from .config import PACKAGE
 
 Show = Callable[[int, int], None]
 
@@ -26,8 +25,8 @@ Show = Callable[[int, int], None]
 class Executor:
     """Executes notebooks with papermill, one process each; used as a context, whose end ends the nursery too.
 
-    modules: what the notebooks import, imported once for all of them where processes can be forked. The kernel is
-    this very interpreter whatever kernels are installed, the working directory the project's root.
+    modules: what the notebooks import, imported once for all of them where processes can be forked. The
+    kernel is this very interpreter whatever kernels are installed, the working directory the project's root.
     """
 
     def __init__(self, outputs: Path, modules: Sequence[str] = ()) -> None:
@@ -51,13 +50,15 @@ class Executor:
         limit: float,
         show: Show = lambda cell, of: None,
     ) -> tuple[dict[str, Any] | None, int]:
-        """Execute one with a wall-clock limit in seconds. Returns (None or the error, peak resident memory in MiB)."""
+        """Execute one with a wall-clock limit in seconds. Returns (None or the error, peak resident memory in
+        MiB).
+        """
         aside = Path(self.aside.name)
         spec = {
             "input": str(notebook),
             "output": str(output),
             "parameters": parameters,
-            "cwd": str(runs.ROOT),
+            "cwd": str(config.ROOT),
         }
         (aside / "spec.json").write_text(json.dumps(spec | {"runner": os.getpid()}))
         (aside / "events").write_text("")
@@ -78,9 +79,11 @@ class Executor:
             self._end(spare)
 
     def _start(self, aside: Path) -> kernels.Nursery | subprocess.Popen:
-        """The process of one notebook: a fork of the nursery, or a new interpreter where forks are not to be had."""
+        """The process of one notebook: a fork of the nursery, or a new interpreter where forks are not to be
+        had.
+        """
         words: dict[str, Any] = {
-            "cwd": runs.ROOT,
+            "cwd": config.ROOT,
             "env": self._environment(aside),
             "stderr": open(aside / "log", "ab"),
         }
@@ -93,7 +96,9 @@ class Executor:
             return subprocess.Popen([sys.executable, "-m", __name__, str(aside)], **words)
 
     def _environment(self, aside: Path) -> dict[str, str]:
-        """The child's environment: its own kernel list, nothing of the user's IPython, this package on the path."""
+        """The child's environment: its own kernel list, nothing of the user's IPython, this package on the
+        path.
+        """
         kernel = aside / "kernels" / "python3"
         kernel.mkdir(parents=True, exist_ok=True)
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -111,7 +116,7 @@ class Executor:
                 "PYTHONHASHSEED": "0",
                 "PYDEVD_DISABLE_FILE_VALIDATION": "1",
                 "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm.auto of other packages would like ipywidgets
-                "OOD_ROOT": str(runs.ROOT),
+                "OOD_ROOT": str(config.ROOT),
                 "OOD_OUTPUTS": str(self.outputs),
                 "OOD_RUNNER": "1",
                 "OOD_TOKEN": self.token,
@@ -157,7 +162,9 @@ def _events(aside: Path) -> list[dict[str, Any]]:
 
 
 def _memory(pid: int) -> int:
-    """MiB resident in a process and all below it; pages that several share count once where the system tells (Linux)."""
+    """MiB resident in a process and all below it; pages that several share count once where the system tells
+    (Linux).
+    """
     import psutil
 
     total = 0

@@ -1,7 +1,9 @@
-"""Negative labels: words that name no in-distribution (ID) class, found far from all of them on the text sphere.
+"""Negative labels: words that name no in-distribution (ID) class, found far from all of them on the text
+sphere.
 
 The corpus is a list of (word, part of speech), "noun" or "adj"; prompts and embeddings come from elsewhere.
-Everything is deterministic: the same corpus and embeddings give the same list, whatever the machine's directory order.
+Everything is deterministic: the same corpus and embeddings give the same list, whatever the machine's
+directory order.
 """
 
 from __future__ import annotations
@@ -17,16 +19,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UserError
-from .run import atomic_write
-from .words import ADJECTIVE, NOUN, prompts
+from .files import atomic_write
 
 if TYPE_CHECKING:
+    from .config import Profile
     from .data import Study
     from .embeddings import Space
-    from .run import Profile
 
+NOUN, ADJECTIVE = "the nice {}", "This is a {} photo"  # NegLabel's prompts by part of speech
 CMA_SPLIT = {"adj": 1500, "noun": 8500}  # CMA's list: fixed counts, adjectives first (core_methods 3.5)
 _CHUNK = 2**22  # cosines held at a time: 32 MB in float64
+
+
+def prompts(corpus: Sequence[tuple[str, str]], noun: str = NOUN, adj: str = ADJECTIVE) -> list[str]:
+    """One prompt per (word, part): ``adj`` for adjectives, ``noun`` for all else. Default: NegLabel's templates."""
+    for name, template in (("noun", noun), ("adj", adj)):
+        if "{}" not in template:
+            raise UserError(f"The {name} template {template!r} has no place for the word; put {{}} in it.")
+    return [(adj if part == "adj" else noun).format(word) for word, part in corpus]
 
 
 def mine(
@@ -38,13 +48,14 @@ def mine(
 ) -> np.ndarray:
     """NegMine: indices (int64) of the candidates that are least like the ID classes, least alike first.
 
-    For candidate c, r_c is the ``quantile`` (linear interpolation) over the ID classes of its cosine, a robust
-    "similarity to the nearest class". Per part of speech the ``int(keep * n)`` smallest r_c are kept; parts never
-    compete; nouns come first, then the others by name. ``keep`` may be a mapping part -> number (``CMA_SPLIT``) whose
-    order is then the order of the result. Equal r_c go by index.
-    ``candidate_embeddings`` (C, d) and ``id_text_embeddings`` (K, d) are unit rows, ``parts`` C labels or None (one
-    part). Products are float64, in chunks. Source: NegLabel (arXiv 2403.20078), algorithm NegMine.
-    Raises UserError for wrong shapes, non-finite values, a quantile or share outside its range, or an empty result.
+    For candidate c, r_c is the ``quantile`` (linear interpolation) over the ID classes of its cosine, a
+    robust "similarity to the nearest class". Per part of speech the ``int(keep * n)`` smallest r_c are kept;
+    parts never compete; nouns come first, then the others by name. ``keep`` may be a mapping part -> number
+    (``CMA_SPLIT``) whose order is then the order of the result. Equal r_c go by index.
+    ``candidate_embeddings`` (C, d) and ``id_text_embeddings`` (K, d) are unit rows, ``parts`` C labels or
+    None (one part). Products are float64, in chunks. Source: NegLabel (arXiv 2403.20078), algorithm NegMine.
+    Raises UserError for wrong shapes, non-finite values, a quantile or share outside its range, or an empty
+    result.
     """
     candidates = _table(candidate_embeddings, "candidate_embeddings")
     texts = _table(id_text_embeddings, "id_text_embeddings")
@@ -77,11 +88,12 @@ def clean(
 ) -> np.ndarray:
     """Bool mask (len(words),): True for the words that may serve as negatives.
 
-    Taken out: words that name an ID class or one of its ``synonyms`` (one list per class), near-synonyms of these,
-    parsing artefacts (a square bracket anywhere; no letter or digit at all) and repetitions of an earlier word
-    (after lower-casing and making each run of punctuation one space). A near-synonym is a word with the same multiset
-    of words after lower-casing, dropping apostrophes, splitting at other punctuation and taking off a plural ending:
-    "Lady's slippers, yellow" equals "yellow lady slipper". It finds no synonym that is spelt otherwise.
+    Taken out: words that name an ID class or one of its ``synonyms`` (one list per class), near-synonyms of
+    these, parsing artefacts (a square bracket anywhere; no letter or digit at all) and repetitions of an
+    earlier word (after lower-casing and making each run of punctuation one space). A near-synonym is a word
+    with the same multiset of words after lower-casing, dropping apostrophes, splitting at other punctuation
+    and taking off a plural ending: "Lady's slippers, yellow" equals "yellow lady slipper". It finds no
+    synonym that is spelt otherwise.
     """
     taken = _id_keys(class_names, synonyms)
     seen: set[str] = set()
@@ -96,9 +108,11 @@ def clean(
 def leak(
     words: Sequence[str], class_names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
 ) -> list[str]:
-    """The words of a negative list that name an ID class, by the rule of ``clean`` (near-synonyms included), in order.
+    """The words of a negative list that name an ID class, by the rule of ``clean`` (near-synonyms included),
+    in order.
 
-    For an image of such a class the score cannot exceed 1/2; 53 of CMA's 10,000 negatives leak so (core_methods 3.5).
+    For an image of such a class the score cannot exceed 1/2; 53 of CMA's 10,000 negatives leak so
+    (core_methods 3.5).
     """
     taken = _id_keys(class_names, synonyms)
     return [word for word in words if _key(word) in taken]
@@ -108,7 +122,8 @@ def leak(
 class NegativeList:
     """A mined list: ``words``, ``prompts`` and ``indices`` into the corpus, all in the miner's order.
 
-    ``provenance`` holds whatever tells where it came from (weights hash, quantile, keep, corpus; JSON values only).
+    ``provenance`` holds whatever tells where it came from (weights hash, quantile, keep, corpus; JSON values
+    only).
     """
 
     words: list[str]
@@ -138,7 +153,9 @@ class NegativeList:
 
     @classmethod
     def load(cls, path: str | Path) -> NegativeList:
-        """Read what ``save`` wrote; UserError if the file is missing, broken, or its hash does not fit its prompts."""
+        """Read what ``save`` wrote; UserError if the file is missing, broken, or its hash does not fit its
+        prompts.
+        """
         try:
             content = json.loads(Path(path).read_text("utf-8"))
             saved = content.pop("hash")
@@ -171,8 +188,9 @@ def build(
 ) -> NegativeList:
     """Clean, mine and record: the list whose ``indices`` point into ``corpus`` and its embeddings (C, d).
 
-    ``templates`` are the (noun, adjective) prompts the embeddings were made with. ``cleaned=False`` leaves ID names,
-    artefacts and repetitions in, as the published lists do: the ablation of the leak. Errors as ``mine``.
+    ``templates`` are the (noun, adjective) prompts the embeddings were made with. ``cleaned=False`` leaves ID
+    names, artefacts and repetitions in, as the published lists do: the ablation of the leak. Errors as
+    ``mine``.
     """
     words = [word for word, _ in corpus]
     candidates = _table(candidate_embeddings, "candidate_embeddings")
@@ -262,10 +280,12 @@ def _id_keys(class_names: Sequence[str], synonyms: Sequence[Sequence[str]] | Non
 
 
 def select(study: Study, space: Space, profile: Profile, cleaned: bool | None = None) -> NegativeList:
-    """``build`` for a study: mined from its corpus with the text tower of ``space``, settings from the profile.
+    """``build`` for a study: mined from its corpus with the text tower of ``space``, settings from the
+    profile.
 
-    Mine once, with the zero-shot model, and use the list for every method (CMA and NegLabel do). ``cleaned`` overrides
-    the profile's. The provenance names corpus, model and prompts, and has a hash of the corpus's embeddings.
+    Mine once, with the zero-shot model, and use the list for every method (CMA and NegLabel do). ``cleaned``
+    overrides the profile's. The provenance names corpus, model and prompts, and has a hash of the corpus's
+    embeddings.
     """
     return build(
         study.corpus,

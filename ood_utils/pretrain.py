@@ -16,8 +16,11 @@ import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer, bytes_to_unicode
 from tqdm import tqdm
 
-from . import glyphs, models
-from .run import OUTPUTS, atomic_write, provenance
+from . import models
+from .data import glyph_world as glyphs
+from .files import atomic_write
+from .provenance import provenance
+from .store import OUTPUTS
 
 TEMPLATES = ("{}", "a {}", "the nice {}", "an image of a {}")
 LETTER_WEIGHT = (
@@ -74,7 +77,9 @@ def _texts_by_length(model: torch.nn.Module, tokens: torch.Tensor, parts: int = 
 def calibration(
     model: torch.nn.Module, tokenizer: models.GlyphTokenizer, faces: tuple[str, ...]
 ) -> dict[str, float]:
-    """Zero-shot accuracy on the ID classes (one view of each canonical drawing in ``faces``) and the centroid gap."""
+    """Zero-shot accuracy on the ID classes (one view of each canonical drawing in ``faces``) and the centroid
+    gap.
+    """
     model.eval()
     world, classes = glyphs.world(), glyphs.concepts().classes
     first = [group[0] for group in classes]
@@ -111,8 +116,8 @@ def pretrain(
 ) -> tuple[torch.nn.Module, list[dict[str, float]]]:
     """Train GlyphCLIP from scratch with the CLIP loss at a fixed logit scale of 100; returns (model, log).
 
-    ``partial``: share of captions that lose words. A checkpoint is written every ``log_every`` steps and resumed from;
-    ``stop_at`` > 0 ends there, as an interruption would.
+    ``partial``: share of captions that lose words. A checkpoint is written every ``log_every`` steps and
+    resumed from; ``stop_at`` > 0 ends there, as an interruption would.
     """
     torch.manual_seed(seed)
     world, tokenizer = glyphs.world(), models.GlyphTokenizer()
@@ -175,7 +180,9 @@ def pretrain(
 def card(
     model: torch.nn.Module, log: list[dict[str, float]], options: argparse.Namespace
 ) -> dict[str, object]:
-    """The model card's facts: data, recipe, seed, commit, hardware, minutes, hash, calibration on unseen faces."""
+    """The model card's facts: data, recipe, seed, commit, hardware, minutes, hash, calibration on unseen
+    faces.
+    """
     tokenizer, facts = models.GlyphTokenizer(), provenance()
     return {
         "model": "GlyphCLIP",

@@ -1,7 +1,8 @@
-"""The one committed run: ``python -m ood_utils.reference glyphs`` copies a finished run into outputs/reference.
+"""The one committed run: ``python -m ood_utils.reference glyphs`` copies a finished run into
+outputs/reference.
 
-Small enough for git (at most 3 MB): report, notebook pages, figures, csv tables and results; no weights, embeddings or
-parquet. The README's headline table is written from it, between two marks.
+Small enough for git (at most 3 MB): report, notebook pages, figures, csv tables and results; no weights,
+embeddings or parquet. The README's headline table is written from it, between two marks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import run as runs
+from . import config, files, store
 from .errors import UserError
 
 LIMIT = 3_000_000  # bytes in all
@@ -51,7 +52,9 @@ def _copy(path: Path, place: Path) -> None:
 
 
 def headline_table(folder: Path) -> str:
-    """As Markdown: per set and method FPR95 (ID positive) with its interval / AUROC in percent; then what was found."""
+    """As Markdown: per set and method FPR95 (ID positive) with its interval / AUROC in percent; then what was
+    found.
+    """
     import pandas as pd
 
     frame = pd.read_csv(folder / "tables" / "headline.csv")
@@ -85,7 +88,7 @@ def update_readme(readme: Path, folder: Path) -> None:
     )
     if not pattern.search(text):
         raise UserError(f"{readme} has lost the marks {MARKS[0]!r} and {MARKS[1]!r}; put them back")
-    runs.atomic_write(
+    files.atomic_write(
         readme, pattern.sub(lambda found: f"{found[1]}\n{headline_table(folder)}\n\n{found[2]}", text)
     )
 
@@ -93,21 +96,21 @@ def update_readme(readme: Path, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Copy the named run. Raises UserError if it is not done or too large for git."""
     words = sys.argv[1:] if argv is None else argv
-    source, target = runs.OUTPUTS / (words[0] if words else "glyphs"), runs.OUTPUTS / "reference"
-    record = runs.read_record(source)
+    source, target = store.OUTPUTS / (words[0] if words else "glyphs"), store.OUTPUTS / "reference"
+    record = store.read_record(source)
     if record.get("status") != "done":
         raise UserError(f"run {source} is not done; finish it with `make reproduce` first")
     shutil.rmtree(target, ignore_errors=True)
     for path in sorted(p for pattern in KEPT for p in source.glob(pattern)):
         _copy(path, target / path.relative_to(source))
     for path in source.glob("figures/*.html"):
-        runs.atomic_write(target / path.relative_to(source), STUB)
+        files.atomic_write(target / path.relative_to(source), STUB)
     size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
     if size > LIMIT:
         raise UserError(
             f"{target} has {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}; draw fewer points or leave a figure out"
         )
-    update_readme(runs.ROOT / "README.md", target)
+    update_readme(config.ROOT / "README.md", target)
     print(f"reference: {target}, {size / 1e6:.2f} MB")
 
 

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import run as runs
+from . import files, store
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -88,20 +88,20 @@ def build(folder: Path, series: Sequence[Notebook] = ()) -> bool:
 
     UserError when the folder holds no run or another version's.
     """
-    record = runs.read_record(folder)
+    record = store.read_record(folder)
     if not record:
         raise UserError(f"{folder} holds no run (no run.json); `python -m ood_utils list` shows the runs")
     files = [p for kind in ("figures", "tables", "results") for p in sorted((folder / kind).glob("*"))]
     stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    key = f"<!-- {runs.hash_of([record, stats, runs.file_hash(__file__)])} -->"
+    key = f"<!-- {files.hash_of([record, stats, files.file_hash(__file__)])} -->"
     index = folder / "index.html"
     if index.is_file() and key in index.read_text(encoding="utf-8")[:200]:
         return False
     for copy in sorted((folder / "notebooks").glob("*.ipynb")):
         if ".partial" not in copy.name:
-            runs.atomic_write(copy.with_suffix(".html"), notebook_page(copy))
+            files.atomic_write(copy.with_suffix(".html"), notebook_page(copy))
     questions = {notebook.name: notebook.question for notebook in series}
-    runs.atomic_write(index, _page(_title(record), _index(folder, record, questions), STYLE, key))
+    files.atomic_write(index, _page(_title(record), _index(folder, record, questions), STYLE, key))
     return True
 
 
@@ -261,7 +261,7 @@ def _numbers(path: Path) -> str:
         elif value is not None and not isinstance(value, list):
             flat[prefix.strip()] = value
 
-    unpack("", {key: value for key, value in runs.read_json(path).items() if key != "provenance"})
+    unpack("", {key: value for key, value in files.read_json(path).items() if key != "provenance"})
     rows = [f"<dt>{escape(key)}</dt><dd>{escape(_cell(value))}</dd>" for key, value in flat.items()]
     rest = f"<details><summary>{len(rows) - 10} more</summary><dl>{''.join(rows[10:])}</dl></details>"
     return f"<dl>{''.join(rows[:10])}</dl>{rest if len(rows) > 10 else ''}" if rows else ""
@@ -319,7 +319,7 @@ def unreadable(folder: Path) -> dict[str, list[str]]:
             lost = json.loads(file.metadata()["facts"])["unreadable"]
             found.setdefault(re.sub(r"-\w+-\d+$", "", path.stem), set()).update(name for _, name in lost)
     for path in sorted((folder / "checkpoints").glob("*/card.json")):
-        found.setdefault("train", set()).update(runs.read_json(path).get("unreadable", []))
+        found.setdefault("train", set()).update(files.read_json(path).get("unreadable", []))
     return {name: sorted(paths) for name, paths in sorted(found.items()) if paths}
 
 

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import run as runs
+from . import config, errors, files, provenance, store
+from .config import PACKAGE, Profile
 from .errors import UserError
 from .execution import Executor
-from .run import PACKAGE, Profile, hash_of, now
+from .files import hash_of
+from .provenance import now
 
 NOT_IN_NOTEBOOKS = {
     "series.py",
@@ -118,13 +120,15 @@ def choose(notebooks: Sequence[Notebook], only: Iterable[str]) -> list[Notebook]
         stem = Path(name).stem
         matches = {n.name for n in notebooks if stem in (n.name, n.name.split("_")[0])}
         if not matches:
-            raise UserError(f"unknown notebook '{name}'{runs.nearest(stem, [n.name for n in notebooks])}")
+            raise UserError(f"unknown notebook '{name}'{errors.nearest(stem, [n.name for n in notebooks])}")
         wanted |= matches
     return [n for n in notebooks if not wanted or n.name in wanted]
 
 
 def tree_hash(path: Path, stat_limit: int = 100_000) -> str:
-    """Hash of a file's, or a folder's, list of names with size and time (these for the first `stat_limit` files)."""
+    """Hash of a file's, or a folder's, list of names with size and time (these for the first `stat_limit`
+    files).
+    """
     rows, seen = [], 0
     for folder, folders, files in os.walk(path) if path.is_dir() else [(path.parent, [], [path.name])]:
         folders.sort()
@@ -139,7 +143,7 @@ def module_hash(package: Path) -> str:
     """Hash of every file of the package that a notebook can reach: source, configurations, weights."""
     files = (p for p in sorted(package.rglob("*")) if p.is_file() and "__pycache__" not in p.parts)
     return hash_of(
-        [(str(p.relative_to(package)), runs.file_hash(p)) for p in files if p.name not in NOT_IN_NOTEBOOKS]
+        [(str(p.relative_to(package)), files.file_hash(p)) for p in files if p.name not in NOT_IN_NOTEBOOKS]
     )
 
 
@@ -157,7 +161,7 @@ class Inputs:
         self.common = {
             "profile": profile.key(),
             "module": module_hash(package),
-            "versions": hash_of(runs.versions()),
+            "versions": hash_of(provenance.versions()),
         }
         self.outside = [(str(path), tree_hash(path)) for path in outside_files(profile)]
 
@@ -202,7 +206,7 @@ def _same(path: Path, facts: dict[str, Any]) -> bool:
         return False
     if (stat.st_size, stat.st_mtime_ns) == (facts["bytes"], facts["mtime_ns"]):
         return True
-    return stat.st_size == facts["bytes"] and runs.file_hash(path) == facts["sha256"]
+    return stat.st_size == facts["bytes"] and files.file_hash(path) == facts["sha256"]
 
 
 def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
@@ -213,14 +217,15 @@ def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _outputs(folder: Path, before: dict[str, tuple[int, int]], old: Iterable[str]) -> dict[str, Any]:
-    """The files a notebook owns after an execution: those written in it, and its checkpoints of before (`old`).
+    """The files a notebook owns after an execution: those written in it, and its checkpoints of before
+    (`old`).
 
     (A training that was finished in an execution that failed later is not repeated.)
     """
     owned = {}
     for path, stat in _snapshot(folder).items():
         if before.get(path) != stat or (path.startswith("checkpoints/") and path in old):
-            owned[path] = {"bytes": stat[0], "mtime_ns": stat[1], "sha256": runs.file_hash(folder / path)}
+            owned[path] = {"bytes": stat[0], "mtime_ns": stat[1], "sha256": files.file_hash(folder / path)}
     return owned
 
 
@@ -245,16 +250,16 @@ def run_series(
     checked before a kernel starts (UserError). NotebookFailed when one fails: nothing after it runs.
     KeyboardInterrupt leaves a run that the next call takes up.
     """
-    values = runs.load_profile(profile, changes)
-    series = find(notebooks or runs.ROOT / "notebooks")
+    values = config.load_profile(profile, changes)
+    series = find(notebooks or config.ROOT / "notebooks")
     chosen = choose(series, only)
     check_paths(values, profile)
-    name = runs.run_name(run, profile)
-    folder = (outputs or runs.OUTPUTS) / name
-    if str(profile) not in runs.profile_names():
-        profile = str(runs.profile_file(profile))
+    name = store.run_name(run, profile)
+    folder = (outputs or store.OUTPUTS) / name
+    if str(profile) not in config.profile_names():
+        profile = str(config.profile_file(profile))
     with _sole_user(folder):
-        record = _open_record(folder, force) or runs.new_record(name, profile, values, changes or {}, {})
+        record = _open_record(folder, force) or store.new_record(name, profile, values, changes or {}, {})
         inputs = Inputs(values, series, package)
         try:
             with Executor(folder.parent, sorted({name for n in chosen for name in n.imports()})) as executor:
@@ -320,7 +325,7 @@ def _sole_user(folder: Path) -> Iterator[None]:
 
 def _open_record(folder: Path, force: bool) -> dict[str, Any]:
     try:
-        return runs.read_record(folder)
+        return store.read_record(folder)
     except UserError:
         if not force:
             raise
@@ -341,7 +346,7 @@ def _finish(folder: Path, record: dict[str, Any], inputs: Inputs) -> None:
     order = ("interrupted", "failed", "running")
     record["status"] = "done" if states == {"done"} else next((s for s in order if s in states), "partial")
     if json.dumps(record, sort_keys=True) != before:
-        runs.write_record(folder, record)
+        store.write_record(folder, record)
     if record["status"] in ("done", "failed", "partial"):
         from . import report
 
@@ -365,8 +370,8 @@ class _Job:
     def run(self, notebook: Notebook, reason: str, inputs: Inputs) -> None:
         """Execute one notebook; its status is done, failed or interrupted when this returns or raises."""
         if self.facts is None:  # once a call, and only when something runs
-            self.facts = runs.provenance()
-            fresh = runs.new_record(self.folder.name, self.profile, self.values, self.changes, self.facts)
+            self.facts = provenance.provenance()
+            fresh = store.new_record(self.folder.name, self.profile, self.values, self.changes, self.facts)
             self.record.update({key: fresh[key] for key in fresh if key != "notebooks"}, status="running")
         parts, before = inputs.of(notebook, self.record), _snapshot(self.folder)
         entry = self.record["notebooks"].setdefault(notebook.name, {})
@@ -377,13 +382,13 @@ class _Job:
             entry.pop(key, None)
         entry.update(status="running", reason=reason, started=now(), id=self.record["id"], inputs=parts)
         entry.update(commit=self.facts["commit"], dirty=self.facts["dirty"], cells=len(notebook.code))
-        runs.write_record(self.folder, self.record)
+        store.write_record(self.folder, self.record)
         begun = time.monotonic()
         try:
             error, entry["peak_mib"] = self._execute(notebook, reason)
             if not error:
                 self._own(entry, before)
-                entry["facts"] = runs.read_json(self.folder / "results" / f"{notebook.name}.json").get(
+                entry["facts"] = files.read_json(self.folder / "results" / f"{notebook.name}.json").get(
                     "provenance"
                 )
             entry.update(status="failed" if error else "done", **({"error": error} if error else {}))
@@ -394,7 +399,7 @@ class _Job:
             if entry["status"] != "done":  # what it had before stays its own
                 entry["outputs"] = entry.get("outputs", {}) | _outputs(self.folder, before, ())
             entry.update(finished=now(), seconds=round(time.monotonic() - begun, 1))
-            runs.write_record(self.folder, self.record)
+            store.write_record(self.folder, self.record)
         if error:
             raise NotebookFailed(self._message(notebook, error))
 
@@ -448,7 +453,7 @@ def _mark_failed(partial: Path, failed: Path, error: dict[str, Any]) -> None:
         text = f"**This execution failed** ({error['kind']}): {error.get('message', 'it was interrupted')}"
         note = {"cell_type": "markdown", "id": "failed", "metadata": {"tags": ["failed"]}, "source": text}
         notebook["cells"].insert(0, note)
-        runs.atomic_write(partial, json.dumps(notebook, indent=1))
+        files.atomic_write(partial, json.dumps(notebook, indent=1))
     os.replace(partial, failed)
 
 

@@ -1,13 +1,13 @@
 """Command line of ``training``: one fine-tuning, in one process or under torchrun, on one machine or many.
 
-    python -m ood_utils.train --profile glyphs --objective cma --lam 0.003 --seed 0 --folder outputs/mine
-    torchrun --standalone --nproc-per-node 8 -m ood_utils.train --profile imagenet -p data_root=/data --folder ...
-    torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m ood_utils.train ...
+python -m ood_utils.train --profile glyphs --objective cma --lam 0.003 --seed 0 --folder outputs/mine torchrun
+--standalone --nproc-per-node 8 -m ood_utils.train --profile imagenet -p data_root=/data --folder ... torchrun
+--nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m ood_utils.train ...
 
-The batch of the profile is that of all processes together. Started again with the same words, it resumes. Rank 0
-writes the folder; on several machines it is on the one whose host name sorts first, unless they share the disk, and
-every machine needs the data under the same path. What is wrong is said in one line that begins with "error: ";
-torchrun adds a traceback of its own (ChildFailedError) below it, which says nothing more.
+The batch of the profile is that of all processes together. Started again with the same words, it resumes.
+Rank 0 writes the folder; on several machines it is on the one whose host name sorts first, unless they share
+the disk, and every machine needs the data under the same path. What is wrong is said in one line that begins
+with "error: "; torchrun adds a traceback of its own (ChildFailedError) below it, which says nothing more.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
         return [json.loads(path.read_text()) for path in options.job]
     if options.folder is None:
         raise UserError("--folder is missing; say where the weights, the log and the card go")
-    from .run import load_profile, parse_changes
+    from .config import load_profile, parse_changes
     from .training import Recipe
 
     asked = parse_changes(options.p) | ({"deterministic": True} if options.deterministic else {})
@@ -96,9 +96,11 @@ def _end_with_parent() -> None:
 
 
 def _forked(jobs: list[dict[str, Any]], forks: int, watch: bool) -> int:
-    """Take the jobs ``forks`` at a time in forks of this process, which has loaded everything; the worst exit status.
+    """Take the jobs ``forks`` at a time in forks of this process, which has loaded everything; the worst exit
+    status.
 
-    Forks share the pages of the libraries and the data. Safe here: torch has run nothing yet and has one thread.
+    Forks share the pages of the libraries and the data. Safe here: torch has run nothing yet and has one
+    thread.
     """
     from . import training
 

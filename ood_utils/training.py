@@ -1,7 +1,8 @@
 """Fine-tuning of both towers: one function for a notebook, a child process, or every rank under torchrun.
 
-A step is a function of (recipe, step, state): the batch's keys, the m2-Mix draw and the random seed all follow from
-(seed, step), so a killed run that is started again ends with the same weights to the bit on the same machine.
+A step is a function of (recipe, step, state): the batch's keys, the m2-Mix draw and the random seed all
+follow from (seed, step), so a killed run that is started again ends with the same weights to the bit on the
+same machine.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ from tqdm import tqdm
 from . import models, objectives
 from .embeddings import Tolerant, collate, prompts, resolve_device, too_many
 from .errors import UserError
-from .run import atomic_write, hash_of, provenance, replacing
+from .files import atomic_write, hash_of, replacing
+from .provenance import provenance
 
 if TYPE_CHECKING:
+    from .config import Profile
     from .data import ImageSet, Study
-    from .run import Profile
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's clamp of the logit scale
 LOG_COLUMNS = (*objectives.Parts._fields, "gradient_norm")
@@ -60,14 +62,15 @@ CHOICES = {
 class Recipe:
     """All that decides a fine-tuning besides its data and starting weights; JSON-able.
 
-    ``lam``: CMA's lam in [0, 1], or the weight of the m2-Mix term. ``steps``: optimiser steps, unless ``epochs`` > 0.
-    ``batch``: image-text pairs a step, over all processes. ``lr``: peak; ``warmup``: steps of linear warm-up.
-    ``decay_all``: weight decay on LayerNorm, biases and logit scale too (paper mode); otherwise on matrices only.
-    ``scale_mode``: logit scale learned and clamped at 100, "learned" unclamped (paper mode), or "frozen".
-    ``class_aware``: all texts of an image's class are its positives. ``chunk``: rows encoded at a time with cached
-    gradients (0 = all; same result, less memory, a third more time). ``classes``: ID classes (0 = all).
-    ``deterministic``: only deterministic algorithms, so that a GPU too gives the same bits again (slower).
-    Raises UserError naming the field that is out of range. Paper values: core_methods 1.4.
+    ``lam``: CMA's lam in [0, 1], or the weight of the m2-Mix term. ``steps``: optimiser steps, unless
+    ``epochs`` > 0. ``batch``: image-text pairs a step, over all processes. ``lr``: peak; ``warmup``: steps of
+    linear warm-up. ``decay_all``: weight decay on LayerNorm, biases and logit scale too (paper mode);
+    otherwise on matrices only. ``scale_mode``: logit scale learned and clamped at 100, "learned" unclamped
+    (paper mode), or "frozen". ``class_aware``: all texts of an image's class are its positives. ``chunk``:
+    rows encoded at a time with cached gradients (0 = all; same result, less memory, a third more time).
+    ``classes``: ID classes (0 = all). ``deterministic``: only deterministic algorithms, so that a GPU too
+    gives the same bits again (slower). Raises UserError naming the field that is out of range. Paper values:
+    core_methods 1.4.
     """
 
     objective: str = "cma"
@@ -140,8 +143,8 @@ def _order(seed: int, epoch: int, images: int) -> np.ndarray:
 def batch_keys(images: int, batch: int, seed: int, step: int, world: int = 1) -> np.ndarray:
     """Keys (epoch * images + index) of a step's global batch: a function of (seed, step).
 
-    Each epoch is a fresh permutation; its last batch is smaller (and a multiple of ``world``, at most world - 1
-    images are left out), or missing if fewer than 2 images remain.
+    Each epoch is a fresh permutation; its last batch is smaller (and a multiple of ``world``, at most world -
+    1 images are left out), or missing if fewer than 2 images remain.
     """
     batch = min(batch, images)
     epoch, place = divmod(step, _batches_per_epoch(images, batch, world))
@@ -172,9 +175,10 @@ class _Batches:
 class Towers(nn.Module):
     """Both encoders as one module, so that DDP sees one forward: distinct texts encoded once, then indexed.
 
-    forward(images (b, 3, H, W), tokens (u, L), inverse (b,)) -> unit float32 rows image (b, d), text (b, d), scale.
-    With ``chunk``, each piece is encoded under ``torch.utils.checkpoint``: no activations are kept, the loss is
-    taken on the whole batch, and backward re-encodes piece by piece with the loss's gradient ("cached gradients").
+    forward(images (b, 3, H, W), tokens (u, L), inverse (b,)) -> unit float32 rows image (b, d), text (b, d),
+    scale. With ``chunk``, each piece is encoded under ``torch.utils.checkpoint``: no activations are kept,
+    the loss is taken on the whole batch, and backward re-encodes piece by piece with the loss's gradient
+    ("cached gradients").
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
@@ -211,7 +215,9 @@ class Towers(nn.Module):
 
 
 def _train_mode(model: nn.Module) -> None:
-    """Training mode, but BatchNorm keeps its statistics: a row's features must not depend on its batch or chunk."""
+    """Training mode, but BatchNorm keeps its statistics: a row's features must not depend on its batch or
+    chunk.
+    """
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -256,7 +262,9 @@ def _loss(
 
 
 def identity(recipe: Recipe, model: nn.Module, train: ImageSet, class_texts: list[str]) -> str:
-    """Hash of all that decides the fine-tuned weights: recipe, starting weights, training images, class texts."""
+    """Hash of all that decides the fine-tuned weights: recipe, starting weights, training images, class
+    texts.
+    """
     facts = [dataclasses.asdict(recipe), models.weights_hash(model), train.fingerprint, class_texts]
     return hash_of(facts)[:16]
 
@@ -279,7 +287,9 @@ def _read_finished(folder: Path, key: str) -> tuple[dict[str, Tensor], pd.DataFr
 
 
 def _read_state(folder: Path, key: str) -> dict | None:
-    """The last whole state of this identity with its weights; None if there is none, or a foreign or broken one."""
+    """The last whole state of this identity with its weights; None if there is none, or a foreign or broken
+    one.
+    """
     try:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         return state | {"weights": load_file(folder / state["weights"])} if state["identity"] == key else None
@@ -298,7 +308,9 @@ def _from_first(value: object) -> object:
 
 @contextlib.contextmanager
 def _determinism(wanted: bool, device: str) -> Iterator[None]:
-    """Deterministic algorithms, if wanted, for what is inside; UserError where it is too late to ask cuBLAS for them."""
+    """Deterministic algorithms, if wanted, for what is inside; UserError where it is too late to ask cuBLAS
+    for them.
+    """
     if not wanted:
         yield
         return
@@ -476,7 +488,9 @@ class _Run:
 
 
 def _frame(rows: list[list[float]]) -> pd.DataFrame:
-    """The per-step log: step (from 1), epoch, lr, parts of the loss (nats), gradient norm, seconds (wall, with loading)."""
+    """The per-step log: step (from 1), epoch, lr, parts of the loss (nats), gradient norm, seconds (wall,
+    with loading).
+    """
     frame = pd.DataFrame(rows, columns=["step", "epoch", "lr", *LOG_COLUMNS, "seconds"])
     return frame.astype({"step": "int64", "epoch": "int64"})
 
@@ -519,10 +533,11 @@ def fine_tune(
     """Fine-tune both towers of ``model`` in place and return the per-step log.
 
     ``train``: images by key (see ``data.Study``), labels index ``class_texts`` (one prompted text a class).
-    ``folder`` gets model.safetensors, log.parquet and card.json; while unfinished also state.pt and its weights,
-    every ``save_every`` steps. Called again it resumes there with the same result to the bit, or, if finished,
-    only loads. BatchNorm statistics stay frozen. Under torchrun (``train.main`` starts the process group) every
-    rank calls it and rank 0 writes. An unreadable image is replaced by the next one and listed in the card.
+    ``folder`` gets model.safetensors, log.parquet and card.json; while unfinished also state.pt and its
+    weights, every ``save_every`` steps. Called again it resumes there with the same result to the bit, or, if
+    finished, only loads. BatchNorm statistics stay frozen. Under torchrun (``train.main`` starts the process
+    group) every rank calls it and rank 0 writes. An unreadable image is replaced by the next one and listed
+    in the card.
 
     Log columns: step, epoch, lr, loss, clip, lse_image, lse_text, positive, scale, gradient_norm, seconds.
     Raises UserError: impossible batch or labels, absent CUDA, loss not finite, disk full, more than
@@ -586,9 +601,9 @@ def _loop(run: _Run, workers: int, save_every: int, progress: bool, max_unreadab
 def plan(profile: Profile, lam: float | None = None) -> pd.DataFrame:
     """The fine-tunings of a study, one row each: role, method, seed, classes, lam, tag.
 
-    Without ``lam`` the sweep: every lam of the profile with the first seed. With the chosen ``lam`` all there is:
-    "headline" (zero-shot, and FLYP and CMA with every seed), "few classes" (both on profile.few_classes classes) and
-    what else the sweep trained. lam = 0 is FLYP.
+    Without ``lam`` the sweep: every lam of the profile with the first seed. With the chosen ``lam`` all there
+    is: "headline" (zero-shot, and FLYP and CMA with every seed), "few classes" (both on profile.few_classes
+    classes) and what else the sweep trained. lam = 0 is FLYP.
     """
     rows, first = [], profile.seeds[0]
     if lam is not None:
@@ -633,7 +648,8 @@ def planned_jobs(planned: pd.DataFrame, profile: Profile) -> list[tuple[str, Rec
 
 
 def carry_out(planned: pd.DataFrame, profile: Profile, folder: Path, **options: object) -> pd.DataFrame:
-    """Run every fine-tuning of a ``plan`` that is not done yet; the plan with ``weights``, paths below ``folder``.
+    """Run every fine-tuning of a ``plan`` that is not done yet; the plan with ``weights``, paths below
+    ``folder``.
 
     The zero-shot row keeps the profile's own weights. Options and errors as ``fine_tune_many``.
     """
@@ -658,12 +674,13 @@ def fine_tune_many(
 ) -> dict[str, Path]:
     """Run independent fine-tunings side by side; returns tag -> folder of the finished fine-tuning.
 
-    With ``profile.processes`` > 1 one torchrun of that size takes the jobs in turn, whatever ``parallel`` says.
-    Otherwise ``profile.parallel`` child processes share them: of one thread each on the CPU, one child on a GPU, or
-    with 0 this process. A child serves several jobs, so that data and libraries are loaded once. Finished jobs are
-    skipped by identity: here for jobs on all classes if ``study`` and the starting ``model`` are given, otherwise by
-    the child. Interrupted or failed, the children are ended and the next call resumes.
-    Raises UserError (or RuntimeError for a crash) with the last lines of the failing child's log.
+    With ``profile.processes`` > 1 one torchrun of that size takes the jobs in turn, whatever ``parallel``
+    says. Otherwise ``profile.parallel`` child processes share them: of one thread each on the CPU, one child
+    on a GPU, or with 0 this process. A child serves several jobs, so that data and libraries are loaded once.
+    Finished jobs are skipped by identity: here for jobs on all classes if ``study`` and the starting
+    ``model`` are given, otherwise by the child. Interrupted or failed, the children are ended and the next
+    call resumes. Raises UserError (or RuntimeError for a crash) with the last lines of the failing child's
+    log.
     """
     folder = Path(folder)
     places = {tag: folder / tag for tag, _ in jobs}
@@ -680,7 +697,7 @@ def fine_tune_many(
 def study_of(job: dict[str, Any], studies: dict[str, Study]) -> tuple[Profile, Recipe, Study]:
     """What a job file of ``fine_tune_many`` asks for; ``studies`` keeps what was loaded for earlier jobs."""
     from . import data
-    from .run import make_profile
+    from .config import make_profile
 
     profile, recipe = make_profile(job["profile"], "the job's profile"), Recipe(**job["recipe"])
     wanted = f"{profile.key()}-{recipe.classes}"
@@ -720,7 +737,9 @@ def _known_done(
 def _start_lane(
     number: int, files: list[Path], profile: Profile, folder: Path, forks: int = 1
 ) -> subprocess.Popen:
-    """One child that takes these job files, ``forks`` at a time; it ends when this process closes its input or dies."""
+    """One child that takes these job files, ``forks`` at a time; it ends when this process closes its input
+    or dies.
+    """
     command = [sys.executable, "-m"]
     if profile.processes > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(profile.processes), "-m"]
@@ -770,7 +789,9 @@ def _run_lanes(
 
 
 def give_back_memory() -> None:
-    """Return to the system what this process no longer needs: glibc would keep it while other processes want it."""
+    """Return to the system what this process no longer needs: glibc would keep it while other processes want
+    it.
+    """
     gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library

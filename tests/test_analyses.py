@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from ood_utils import analyses, negatives, training
-from ood_utils.run import load_profile
+from ood_utils.config import load_profile
 
 WORDS = ["ant", "bee", "cow", "bees", "dune", "elm", "fog", "gate"]
 

@@ -9,8 +9,7 @@ import pytest
 from fakes import executor, notebook
 
 from ood_utils import __main__ as cli
-from ood_utils import check
-from ood_utils import run as runs
+from ood_utils import check, config, files, store
 from ood_utils.errors import UserError
 from ood_utils.execution import Executor
 
@@ -64,7 +63,7 @@ def test_unknown_commands_end_with_status_2(capsys):
 def test_values_are_read_by_the_field_s_type(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.images").mkdir()
-    changes = runs.parse_changes(
+    changes = config.parse_changes(
         ["lam=1e-3", "lams=[0, 1e-2]", "title=007: a title", "data_root=my.images", "model="]
     )
     assert changes == {"lam": 1e-3, "lams": [0, 1e-2], "title": "007: a title", "model": ""} | {
@@ -76,7 +75,7 @@ def test_run_list_and_report(world, capsys, monkeypatch):
     calls: list[str] = []
     monkeypatch.setattr(Executor, "execute", executor(calls, {"01_first": {"results/01_first.json": "{}"}}))
     assert cli.main(["run", "--profile", "glyphs-tiny", "--run", "mine", "-p", "lam=0.5", "seeds=[3]"]) == 0
-    assert calls == ["01_first"] and runs.read_record(runs.OUTPUTS / "mine")["parameters"]["seeds"] == [3]
+    assert calls == ["01_first"] and store.read_record(store.OUTPUTS / "mine")["parameters"]["seeds"] == [3]
     assert cli.main(["report", "--run", "mine"]) == 0
     capsys.readouterr()
     assert cli.main(["list"]) == 0
@@ -97,7 +96,7 @@ def test_a_failed_notebook_is_status_1_and_an_interrupt_130(world, capsys, monke
 
     monkeypatch.setattr(Executor, "execute", interrupt)
     assert cli.main(["run"]) == 130
-    assert runs.read_record(runs.OUTPUTS / "glyphs")["notebooks"]["01_first"]["status"] == "interrupted"
+    assert store.read_record(store.OUTPUTS / "glyphs")["notebooks"]["01_first"]["status"] == "interrupted"
 
 
 def test_other_rooms_get_their_words(monkeypatch):
@@ -143,14 +142,14 @@ def test_check_of_the_paper_lane_says_what_is_missing_and_whence(world, capsys):
 
 
 def test_check_of_weights_names_near_tags():
-    item = check._weights(runs.Profile(model="ViT-B-16-quickgelu", pretrained="opnai"))
+    item = check._weights(config.Profile(model="ViT-B-16-quickgelu", pretrained="opnai"))
     assert item.ok is False and "openai" in item.remedy
-    assert "builtin" in check._weights(runs.Profile(pretrained="bultin")).remedy
-    assert check._weights(runs.Profile()).ok and check._weights(runs.Profile(pretrained="random")).ok
+    assert "builtin" in check._weights(config.Profile(pretrained="bultin")).remedy
+    assert check._weights(config.Profile()).ok and check._weights(config.Profile(pretrained="random")).ok
 
 
 def test_check_of_an_unknown_model_names_near_ones():
-    profile = runs.Profile(model="ViT-B-16-quikgelu", pretrained="openai")
+    profile = config.Profile(model="ViT-B-16-quikgelu", pretrained="openai")
     item = check._weights(profile)
     assert item.ok is False and "did you mean ViT-B-16-quickgelu" in item.remedy
     assert "not known" in str(check._disk(profile))
@@ -159,13 +158,13 @@ def test_check_of_an_unknown_model_names_near_ones():
 def test_check_names_openai_s_licence_for_openai_s_weights_only(monkeypatch):
     monkeypatch.setattr(check, "_cached", lambda _: False)
     for model, tag in (("ViT-B-16-quickgelu", "openai"), ("ViT-B-16", "laion2b_s34b_b88k")):
-        item = check._weights(runs.Profile(model=model, pretrained=tag))
+        item = check._weights(config.Profile(model=model, pretrained=tag))
         assert item.ok is False and ("OpenAI" in item.remedy) == (tag == "openai")
 
 
 def test_check_reckons_the_disk_that_a_profile_needs(monkeypatch):
-    paper = runs.load_profile("imagenet")
-    assert 12 < sum(check.room(paper).values()) < 25 and sum(check.room(runs.Profile()).values()) < 1
+    paper = config.load_profile("imagenet")
+    assert 12 < sum(check.room(paper).values()) < 25 and sum(check.room(config.Profile()).values()) < 1
     usage = type("Usage", (), {"free": 2**30})
     monkeypatch.setattr(check.shutil, "disk_usage", lambda _: usage)
     low = check._disk(paper)
@@ -175,11 +174,11 @@ def test_check_reckons_the_disk_that_a_profile_needs(monkeypatch):
         and "1.0 GiB free" in str(low)
         and "OOD_OUTPUTS" in low.remedy
     )
-    assert str(check._disk(runs.Profile())).startswith("  ok ")
+    assert str(check._disk(config.Profile())).startswith("  ok ")
 
 
 def test_check_wants_both_files_of_a_wordnet_folder(tmp_path):
-    profile = runs.Profile(corpus=str(tmp_path))
+    profile = config.Profile(corpus=str(tmp_path))
 
     def corpus():
         return next(item for item in check.needs(profile) if item.what.startswith("corpus"))
@@ -197,7 +196,7 @@ def test_check_compares_class_folders_by_name(tmp_path):
     for part, names in {"train": imagenet_wnids(), "val": [f"{n:03d}" for n in range(1000)]}.items():
         for name in names:
             (tmp_path / "imagenet" / part / name).mkdir(parents=True)
-    lines = [str(item) for item in check._imagenet(runs.Profile(data="imagenet", data_root=str(tmp_path)))]
+    lines = [str(item) for item in check._imagenet(config.Profile(data="imagenet", data_root=str(tmp_path)))]
     assert any(line.startswith("  ok ") and "train: 1000 of 1000 class folders" in line for line in lines)
     assert any(
         line.startswith("  WRONG ") and "val: 1000 folders" in line and "'000'" in line for line in lines
@@ -206,13 +205,13 @@ def test_check_compares_class_folders_by_name(tmp_path):
 
 
 def test_check_without_a_profile_asks_only_for_what_the_default_needs(world, capsys, monkeypatch):
-    monkeypatch.setattr(runs, "load_profile", lambda name, changes=None: runs.Profile(title=name))
+    monkeypatch.setattr(runs, "load_profile", lambda name, changes=None: config.Profile(title=name))
     assert cli.main(["check"]) == 0 and "Profile glyphs-tiny" in capsys.readouterr().out
 
 
 def test_outputs_that_cannot_be_written_are_seen(world, capsys):
-    runs.OUTPUTS.write_text("a file")
+    store.OUTPUTS.write_text("a file")
     assert cli.main(["check", "--profile", "glyphs"]) == 1
     assert "MISSING outputs folder" in capsys.readouterr().out
     with pytest.raises(UserError, match="cannot write"):
-        runs.atomic_write(runs.OUTPUTS / "x", "")
+        files.atomic_write(store.OUTPUTS / "x", "")

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from ood_utils import data, decoding, embeddings, models
+from ood_utils.config import make_profile
 from ood_utils.errors import UnreadableImage
-from ood_utils.run import make_profile
 
 MODES = ("RGB", "CMYK", "P", "L")
 

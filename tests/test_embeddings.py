@@ -9,7 +9,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from ood_utils import embeddings, run
+from ood_utils import config, embeddings
 from ood_utils.embeddings import embed, encode, encode_images, encode_texts
 from ood_utils.errors import UserError
 
@@ -31,7 +31,7 @@ def study(**options: object) -> Study:
     return Study(sets, ["cat", "dog"], [("tree", "noun"), ("red", "adj"), ("tree", "noun")])
 
 
-PROFILE = run.make_profile({"embed_batch": 4, "device": "cpu"}, "test")
+PROFILE = config.make_profile({"embed_batch": 4, "device": "cpu"}, "test")
 
 
 def reads(given: Study) -> int:
@@ -250,7 +250,7 @@ def test_class_texts_may_be_the_mean_over_open_clips_templates(tmp_path: Path) -
     from open_clip import OPENAI_IMAGENET_TEMPLATES, build_zero_shot_classifier
 
     from ood_utils import data, models
-    from ood_utils.run import make_profile
+    from ood_utils.config import make_profile
 
     profile = make_profile({"id_classes": 5, "corpus_words": 5, "device": "cpu", "ensemble": True}, "test")
     study, (network, _, tokens) = data.load(profile), models.load()

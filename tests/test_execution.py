@@ -12,8 +12,7 @@ import psutil
 import pytest
 from fakes import notebook
 
-from ood_utils import kernels
-from ood_utils import run as runs
+from ood_utils import config, kernels
 from ood_utils.execution import Executor
 
 PARAMETERS = {"profile": "glyphs-tiny", "run": "", "changes": {}}
@@ -39,7 +38,7 @@ def test_every_kernel_is_as_jupyter_starts_it_and_knows_nothing_of_the_one_befor
     monkeypatch.setattr(kernels, "can_fork", lambda: fork)
     asked = (
         "import matplotlib, os, sys\n"
-        f"assert sys.executable == {sys.executable!r} and os.getcwd() == {str(runs.ROOT)!r}\n"
+        f"assert sys.executable == {sys.executable!r} and os.getcwd() == {str(config.ROOT)!r}\n"
         "assert matplotlib.get_backend().endswith('inline') and __name__ == '__main__' and sys.stdin.read() == ''\n"
         "assert os.getpgid(0) == os.getpid() and os.environ['PYTHONHASHSEED'] == '0'"
     )

@@ -12,8 +12,7 @@ import mini_imagenet
 import pandas as pd
 import pytest
 
-from ood_utils import data, models, negatives, report, training
-from ood_utils import run as runs
+from ood_utils import config, data, models, negatives, report, training
 
 pytestmark = [pytest.mark.series, pytest.mark.timeout(900)]
 NAMES = ("01_modality_gap", "02_train_aligned", "03_hypersphere", "04_ood_detection")
@@ -34,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "keep": 0.5, "keep_counts": {"adj": 6, "noun": 5}, "max_unreadable": 0.2, "bootstrap": 20, "points": 10,
         "projections": ["gap-latitude", "PCA"], "embed_batch": 16, "parallel": 0, "timeout_minutes": 10,
     }  # fmt: skip
-    profile = runs.load_profile("imagenet", changes)
+    profile = config.load_profile("imagenet", changes)
     study, (model, _, tokenizer) = data.load(profile), models.load("GlyphCLIP", "builtin")
     texts = [profile.prompt.format(name) for name in study.class_names]
     recipe = training.Recipe(lam=0, steps=80, batch=24, lr=1e-3, warmup=5, seed=9)

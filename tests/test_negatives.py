@@ -13,11 +13,12 @@ import pytest
 import torch
 from fakes import refusing_disk
 
-from ood_utils import data, negatives, words
+from ood_utils import data, negatives
+from ood_utils.config import make_profile
+from ood_utils.data import corpus as words
+from ood_utils.data.corpus import conjugate, prompts, wordnet
 from ood_utils.errors import UserError
 from ood_utils.negatives import NegativeList, build, clean, leak, mine
-from ood_utils.run import make_profile
-from ood_utils.words import conjugate, prompts, wordnet
 
 DEBIAN = Path("/usr/share/wordnet")
 

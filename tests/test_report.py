@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from fakes import notebook
 
-from ood_utils import report, series
-from ood_utils import run as runs
+from ood_utils import config, files, provenance, report, series, store
 from ood_utils.errors import UserError
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one pixel
@@ -62,8 +61,8 @@ def executed(path: Path) -> None:
 @pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "outputs" / "mine"
-    begun = runs.Run(folder, runs.Profile(title="Mine & <yours>"), "01_first")
-    made = runs.new_record("mine", "glyphs", begun.profile, {"lam": 0.1}, runs.provenance())
+    begun = store.RunFolder(folder, config.Profile(title="Mine & <yours>"), "01_first")
+    made = store.new_record("mine", "glyphs", begun.profile, {"lam": 0.1}, provenance.provenance())
     outputs = {"figures/gap_axis.png": {}}
     made["notebooks"] = {
         "01_first": {
@@ -76,14 +75,14 @@ def folder(tmp_path):
         "02_second": {"status": "failed", "seconds": 1.0, "error": {"kind": "X", "message": "it <broke>"}},
     }
     made["status"] = "failed"
-    runs.write_record(folder, made)
+    store.write_record(folder, made)
     for name in ("headline.png", "gap_axis.png", "by_hand.png"):
-        runs.atomic_write(begun.path("figures", name), b"png")
-    runs.atomic_write(begun.path("figures", "gap_axis.csv"), "x\n1\n")
+        files.atomic_write(begun.path("figures", name), b"png")
+    files.atomic_write(begun.path("figures", "gap_axis.csv"), "x\n1\n")
     begun.save_html("globe", "<p>globe</p>")
     rows = "method,score,fpr95_id,n\nFLYP,MCM,0.31234,300\nCMA,NegLabel,0.0123456,300\n"
-    runs.atomic_write(begun.path("tables", "headline.csv"), rows)
-    runs.atomic_write(begun.path("tables", "long.csv"), "x\n" + "1\n" * 100)
+    files.atomic_write(begun.path("tables", "headline.csv"), rows)
+    files.atomic_write(begun.path("tables", "long.csv"), "x\n" + "1\n" * 100)
     begun.save_results({"gap": 0.8312345, "accuracy": {"id": 0.66}} | {f"n{i}": i for i in range(20)})
     (folder / "notebooks").mkdir()
     executed(folder / "notebooks" / "01_first.ipynb")
@@ -175,7 +174,7 @@ def test_solutions_are_folded(folder, pages):
 
 def test_it_is_written_again_only_when_something_changed(folder, pages):
     assert not report.build(folder)
-    runs.atomic_write(folder / "tables" / "new.csv", "x\n1\n")
+    files.atomic_write(folder / "tables" / "new.csv", "x\n1\n")
     assert report.build(folder) and not report.build(folder)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from ood_utils import run as runs
+from ood_utils import config, files, store
 from ood_utils.errors import UserError
 
 matplotlib.use("agg")
@@ -31,7 +31,7 @@ def outputs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def begun(outputs):
-    return runs.Run(outputs / "here", runs.Profile(), "01_first")
+    return store.RunFolder(outputs / "here", config.Profile(), "01_first")
 
 
 # --- profiles ---
@@ -39,11 +39,11 @@ def begun(outputs):
 
 @pytest.mark.parametrize("name", ["glyphs", "glyphs-tiny", "folder", "imagenet"])
 def test_shipped_profiles_are_valid(name):
-    assert runs.load_profile(name).title
+    assert config.load_profile(name).title
 
 
 def test_imagenet_profile_is_the_official_recipe():
-    values = runs.load_profile("imagenet")
+    values = config.load_profile("imagenet")
     recipe = dict(
         epochs=10, batch=512, lr=1e-5, warmup=500, weight_decay=0.1, lam=0.001, crop_scale=[0.9, 1.0]
     )
@@ -76,37 +76,37 @@ def test_imagenet_profile_is_the_official_recipe():
 )
 def test_a_wrong_value_is_refused_in_one_sentence(changes, words):
     with pytest.raises(UserError) as refusal:
-        runs.load_profile("glyphs", changes)
+        config.load_profile("glyphs", changes)
     message = str(refusal.value)
     assert all(word in message for word in ["glyphs", *words]) and "\n" not in message
 
 
 def test_unknown_profile_names_the_nearest():
     with pytest.raises(UserError, match="unknown profile 'glyhps'; did you mean glyphs"):
-        runs.load_profile("glyhps")
+        config.load_profile("glyhps")
     with pytest.raises(UserError, match="does not exist"):
-        runs.load_profile("nowhere/mine.yaml")
+        config.load_profile("nowhere/mine.yaml")
 
 
 @pytest.mark.parametrize("text", ["a: [1, 2", "\t: {", "\x00"])
 def test_a_profile_that_is_not_yaml_is_refused(tmp_path, text):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=r"mine\.yaml.* is not YAML"):
-        runs.load_profile(tmp_path / "mine.yaml")
+        config.load_profile(tmp_path / "mine.yaml")
 
 
 def test_a_profile_that_is_a_list_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text("- lam\n- lr\n")
     with pytest.raises(UserError, match="name: value"):
-        runs.load_profile(tmp_path / "mine.yaml")
+        config.load_profile(tmp_path / "mine.yaml")
 
 
 def test_numbers_are_read_as_people_write_them():
-    assert runs.parse_yaml("{a: 1e-5, b: 2.5E+3, c: -1e3, d: 7, e: x1e5, f: .5e1}") == {
+    assert config.parse_yaml("{a: 1e-5, b: 2.5E+3, c: -1e3, d: 7, e: x1e5, f: .5e1}") == {
         **{"a": 1e-5, "b": 2500.0, "c": -1000.0, "d": 7, "e": "x1e5", "f": 5.0}
     }
     with pytest.raises(yaml.YAMLError):
-        runs.parse_yaml("[1")
+        config.parse_yaml("[1")
 
 
 def test_relative_paths_count_from_the_profile(tmp_path):
@@ -114,21 +114,21 @@ def test_relative_paths_count_from_the_profile(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "data: folder\ndata_root: ./my.images\nood_roots: {birds: ./my.images}\n"
     )
-    values = runs.load_profile(tmp_path / "mine.yaml")
+    values = config.load_profile(tmp_path / "mine.yaml")
     assert values.data_root == values.ood_roots["birds"] == str(tmp_path / "my.images")
 
 
 def test_key_follows_what_changes_results_and_nothing_else():
-    base = runs.Profile()
+    base = config.Profile()
     assert (
         base.key()
-        == runs.Profile(title="other", minutes={"01": 3}, timeout_minutes=1, workers=4, parallel=1).key()
+        == config.Profile(title="other", minutes={"01": 3}, timeout_minutes=1, workers=4, parallel=1).key()
     )
-    assert base.key() != runs.Profile(lam=0.01).key()
+    assert base.key() != config.Profile(lam=0.01).key()
 
 
 def test_expected_seconds():
-    values = runs.Profile(minutes={"01": 2, "02_train": 0.5})
+    values = config.Profile(minutes={"01": 2, "02_train": 0.5})
     assert [values.expected_seconds(name) for name in ("01_gap", "02_train", "03_sphere")] == [120, 30, 0]
 
 
@@ -137,43 +137,43 @@ def test_expected_seconds():
 
 def test_start_notes_interactive_use_from_any_folder(outputs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    begun = runs.start("01_first", "glyphs-tiny", "mine", {"lam": 0.01})
+    begun = store.start("01_first", "glyphs-tiny", "mine", {"lam": 0.01})
     record = json.loads((outputs / "mine" / "run.json").read_text())
     assert record["notebooks"]["01_first"]["status"] == "interactive" and record["parameters"]["lam"] == 0.01
-    assert record["schema_version"] == runs.SCHEMA_VERSION and record["id"] == begun.id
+    assert record["schema_version"] == store.SCHEMA_VERSION and record["id"] == begun.id
     assert {"commit", "dirty", "versions", "machine", "torch", "time"} <= record["provenance"].keys()
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and begun.id in said and "glyphs-tiny" in said
 
 
 def test_start_leaves_a_done_notebook_done(outputs):
-    runs.start("01_first", "glyphs-tiny")
-    record = runs.read_record(outputs / "glyphs-tiny")
+    store.start("01_first", "glyphs-tiny")
+    record = store.read_record(outputs / "glyphs-tiny")
     record["notebooks"]["01_first"]["status"] = "done"
-    runs.write_record(outputs / "glyphs-tiny", record)
-    runs.start("01_first", "glyphs-tiny")
-    assert runs.read_record(outputs / "glyphs-tiny")["notebooks"]["01_first"]["status"] == "done"
+    store.write_record(outputs / "glyphs-tiny", record)
+    store.start("01_first", "glyphs-tiny")
+    assert store.read_record(outputs / "glyphs-tiny")["notebooks"]["01_first"]["status"] == "done"
 
 
 def test_start_under_the_runner_writes_nothing(outputs, monkeypatch):
     monkeypatch.setenv("OOD_RUNNER", "1")
-    assert runs.start("01_first", "glyphs-tiny").folder.name == "glyphs-tiny"
+    assert store.start("01_first", "glyphs-tiny").folder.name == "glyphs-tiny"
     assert not outputs.exists()
 
 
 @pytest.mark.parametrize("name", ["../up", "a{b}", "a b", ".hidden", "a/b"])
 def test_a_run_name_that_is_no_folder_name_is_refused(name):
     with pytest.raises(UserError, match="run name"):
-        runs.run_name(name, "glyphs")
+        store.run_name(name, "glyphs")
 
 
 def test_a_folder_of_another_version_is_refused(outputs):
-    runs.atomic_write(outputs / "old" / "run.json", '{"schema_version": 0}')
+    files.atomic_write(outputs / "old" / "run.json", '{"schema_version": 0}')
     with pytest.raises(UserError, match=r"another version.*--force.*--run"):
-        runs.start("01_first", "glyphs-tiny", "old")
-    runs.atomic_write(outputs / "old" / "run.json", '{"schema')
+        store.start("01_first", "glyphs-tiny", "old")
+    files.atomic_write(outputs / "old" / "run.json", '{"schema')
     with pytest.raises(UserError, match="cannot be read"):
-        runs.start("01_first", "glyphs-tiny", "old")
+        store.start("01_first", "glyphs-tiny", "old")
 
 
 def test_tables_come_back_as_they_were(begun):
@@ -219,19 +219,19 @@ def test_paths_are_made_and_kinds_are_known(begun):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 def test_a_refusing_disk_is_one_sentence_and_leaves_the_old_file(tmp_path, monkeypatch, code):
-    path = runs.atomic_write(tmp_path / "run.json", "old")
+    path = files.atomic_write(tmp_path / "run.json", "old")
 
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(runs.os, "replace", refuse)
+    monkeypatch.setattr(store.os, "replace", refuse)
     with pytest.raises(UserError, match=r"cannot write .*run\.json: .*OOD_OUTPUTS"):
-        runs.atomic_write(path, "new")
+        files.atomic_write(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_fault_while_writing_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), runs.replacing(tmp_path / "a.txt") as aside:
+    with pytest.raises(ZeroDivisionError), files.replacing(tmp_path / "a.txt") as aside:
         aside.write_text("half")
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
@@ -239,7 +239,7 @@ def test_a_fault_while_writing_leaves_nothing(tmp_path):
 
 def test_seeds_decide_what_is_drawn():
     def draw():
-        runs.seed_everything(5)
+        store.seed_everything(5)
         return random.random(), np.random.rand()
 
     assert draw() == draw()
@@ -248,7 +248,7 @@ def test_seeds_decide_what_is_drawn():
 def test_root_does_not_depend_on_the_working_directory(tmp_path):
     code = "from ood_utils import run; print(run.ROOT, run.OUTPUTS)"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OOD_")}
-    environment["PYTHONPATH"] = str(runs.PACKAGE.parent)
+    environment["PYTHONPATH"] = str(config.PACKAGE.parent)
     ask = [sys.executable, "-c", code]
     said = subprocess.run(
         ask, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
@@ -261,9 +261,9 @@ def test_root_does_not_depend_on_the_working_directory(tmp_path):
 
 
 def test_progress_is_plain_text_off_a_terminal(capsys):
-    assert list(runs.progress(range(3), desc="encode")) == [0, 1, 2]
+    assert list(files.progress(range(3), desc="encode")) == [0, 1, 2]
     assert capsys.readouterr() == ("", "")  # too short to be worth a bar
-    bar = runs.progress(total=3, desc="encode")
+    bar = files.progress(total=3, desc="encode")
     bar.start_t, bar.last_print_t = bar.start_t - 10, bar.last_print_t - 10  # as if ten seconds had gone by
     bar.update(3)
     said = capsys.readouterr()

@@ -15,16 +15,15 @@ from types import SimpleNamespace
 import pytest
 from fakes import executor, notebook
 
-from ood_utils import execution, series
-from ood_utils import run as runs
+from ood_utils import config, execution, files, series, store
 from ood_utils.errors import UserError
 from ood_utils.execution import Executor
 
 FIRST = """
 import json, os, sys
 from pathlib import Path
-from ood_utils import run as runs
-r = runs.start("01_first", profile, run, changes)
+from ood_utils import config, files, store
+r = store.start("01_first", profile, run, changes)
 facts = {"python": sys.executable, "folder": os.getcwd(), "lam": r.profile.lam, "provenance": {"weights_sha256": "ab"}}
 r.save_results(facts)
 print("encode 1\\rencode 2\\rencode 3")
@@ -84,10 +83,10 @@ def test_two_notebooks_run_in_this_interpreter_and_leave_a_report(world, capsys)
     made = record(world)
     assert made["status"] == "done" and set(status(world).values()) == {"done"}
     results = json.loads((folder / "results" / "01_first.json").read_text())
-    assert (results["python"], results["folder"]) == (sys.executable, str(runs.ROOT))
+    assert (results["python"], results["folder"]) == (sys.executable, str(config.ROOT))
     assert results["lam"] == 0.25 == made["parameters"]["lam"] and made["changes"] == {"lam": 0.25}
     entry = made["notebooks"]["01_first"]
-    assert entry["outputs"]["results/01_first.json"]["sha256"] == runs.file_hash(
+    assert entry["outputs"]["results/01_first.json"]["sha256"] == files.file_hash(
         folder / "results" / "01_first.json"
     )
     assert entry["facts"]["weights_sha256"] == "ab" and entry["seconds"] > 0 and entry["peak_mib"] > 0
@@ -167,13 +166,13 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     (tmp_path / "pyproject.toml").touch()
     profiles = tmp_path / "notebooks" / "profiles"
     profiles.mkdir(parents=True)
-    (profiles / "glyphs.yaml").write_text((runs.PROFILES / "glyphs.yaml").read_text())
+    (profiles / "glyphs.yaml").write_text((config.PROFILES / "glyphs.yaml").read_text())
     mark = tmp_path / "mark"
     notebook(tmp_path / "notebooks" / "01_first.ipynb", "print('quick')")
     wait = f"import os, time\nif not os.path.exists({str(mark)!r}):\n    open({str(mark)!r}, 'w')\n    time.sleep(600)"
     notebook(tmp_path / "notebooks" / "02_second.ipynb", wait)
     environment = {key: value for key, value in os.environ.items() if key != "OOD_OUTPUTS"}
-    environment |= {"OOD_ROOT": str(tmp_path), "PYTHONPATH": str(runs.PACKAGE.parent)}
+    environment |= {"OOD_ROOT": str(tmp_path), "PYTHONPATH": str(config.PACKAGE.parent)}
     command = [sys.executable, "-m", "ood_utils", "run"]
     first = subprocess.Popen(
         command, env=environment, cwd="/", stderr=subprocess.PIPE, text=True,
@@ -337,7 +336,7 @@ def test_checkpoints_of_a_runner_that_was_killed_are_kept(world, calls, monkeypa
     folder = run(world)
     made = record(world)
     made["notebooks"]["02_second"] = {"status": "running"}
-    runs.write_record(folder, made)
+    store.write_record(folder, made)
     monkeypatch.setattr(Executor, "execute", executor(calls, {"02_second": {"results/02_second.json": "{}"}}))
     run(world)
     assert "checkpoints/cma/model.bin" in record(world)["notebooks"]["02_second"]["outputs"]
@@ -348,7 +347,7 @@ def test_what_only_the_runner_can_say_is_not_believed(world, calls, left, reason
     folder = run(world)
     made = record(world)
     made["notebooks"]["02_second"]["status"] = left
-    runs.write_record(folder, made)
+    store.write_record(folder, made)
     run(world)
     assert calls == ["01_first", "02_second", "02_second"]
     assert reason in record(world)["notebooks"]["02_second"]["reason"]
@@ -402,7 +401,7 @@ class TestRefused:
         assert not (world / "outputs").exists()
 
     def test_a_folder_of_another_version(self, world):
-        old = runs.atomic_write(world / "outputs" / "glyphs-tiny" / "run.json", '{"schema_version": 0}')
+        old = files.atomic_write(world / "outputs" / "glyphs-tiny" / "run.json", '{"schema_version": 0}')
         with pytest.raises(UserError, match=r"another version.*--force"):
             run(world)
         assert json.loads(old.read_text()) == {"schema_version": 0}
@@ -428,11 +427,11 @@ class TestRefused:
 
 
 def test_force_begins_a_folder_of_another_version_anew(world, calls):
-    runs.atomic_write(
+    files.atomic_write(
         world / "outputs" / "glyphs-tiny" / "run.json", '{"schema_version": 0, "notebooks": {}}'
     )
     run(world, force=True)
-    assert len(calls) == 2 and record(world)["schema_version"] == runs.SCHEMA_VERSION
+    assert len(calls) == 2 and record(world)["schema_version"] == store.SCHEMA_VERSION
 
 
 def test_a_disk_that_fills_up_is_one_sentence(world, calls, monkeypatch):
@@ -443,7 +442,7 @@ def test_a_disk_that_fills_up_is_one_sentence(world, calls, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.os, "replace", full)
+        patch.setattr(store.os, "replace", full)
         with pytest.raises(UserError, match="No space left on device; free space"):
             run(world, force=True)
     assert record(world) == before

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from ood_utils import models, objectives, run, train, training
+from ood_utils import config, models, objectives, train, training
 from ood_utils.embeddings import encode
 from ood_utils.errors import UserError
 from ood_utils.training import Recipe, batch_keys, fine_tune, fine_tune_many
@@ -44,7 +44,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_recipe_comes_from_a_profile_and_survives_json() -> None:
-    profile = run.make_profile({"lam": 0.02, "steps": 7, "decay_all": True}, "test")
+    profile = config.make_profile({"lam": 0.02, "steps": 7, "decay_all": True}, "test")
     recipe = Recipe.from_profile(profile, objective="m2mix", seed=5)
     assert (recipe.lam, recipe.steps, recipe.decay_all, recipe.seed) == (0.02, 7, True, 5)
     assert Recipe(**json.loads(json.dumps(vars(recipe)))) == recipe
@@ -293,7 +293,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
 
 
 def test_deterministic_holds_for_the_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    profile = run.make_profile({"deterministic": True}, "test")
+    profile = config.make_profile({"deterministic": True}, "test")
     recipe = Recipe.from_profile(profile, **SHORT)
     assert recipe.deterministic and not Recipe().deterministic
     tuned(tmp_path, recipe)
@@ -478,7 +478,7 @@ def test_many_fine_tunings_run_once(
 ) -> None:
     from ood_utils import data
 
-    profile = run.make_profile(lane, "test")
+    profile = config.make_profile(lane, "test")
     jobs = [(f"cma-{seed}", Recipe.from_profile(profile, seed=seed)) for seed in (0, 1)]
     places = fine_tune_many(jobs, profile, tmp_path, progress=False)
     assert places == {"cma-0": tmp_path / "cma-0", "cma-1": tmp_path / "cma-1"}
@@ -513,7 +513,10 @@ def test_notebook_02_trains_under_torchrun_what_one_process_trains(
     lane = lane | {"lams": [0.1], "seeds": [0], "parallel": 0}
     ends, logs, cards = [], [], []
     for processes in (1, 2):
-        profile, folder = run.make_profile(lane | {"processes": processes}, "test"), tmp_path / str(processes)
+        profile, folder = (
+            config.make_profile(lane | {"processes": processes}, "test"),
+            tmp_path / str(processes),
+        )
         (weights,) = training.carry_out(training.plan(profile), profile, folder, progress=False).weights
         assert weights == "checkpoints/lam0.1_seed0/model.safetensors"
         ends.append(load_file(folder / weights))
@@ -530,7 +533,7 @@ def test_notebook_02_trains_under_torchrun_what_one_process_trains(
 
 @pytest.mark.distributed
 def test_a_mistake_under_torchrun_is_still_one_sentence(lane: dict[str, object], tmp_path: Path) -> None:
-    profile = run.make_profile(lane | {"processes": 2, "lams": [0.1], "data_root": "/nowhere"}, "test")
+    profile = config.make_profile(lane | {"processes": 2, "lams": [0.1], "data_root": "/nowhere"}, "test")
     with pytest.raises(UserError, match="^[^\\n]*/nowhere[^\\n]*$"):
         training.carry_out(training.plan(profile), profile, tmp_path, progress=False)
 
@@ -540,7 +543,7 @@ def test_the_readme_s_commands_train_what_notebook_02_looks_for() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text().replace("\\\n", " ")
     commands = [shlex.split(line) for line in readme.splitlines() if line.startswith(".venv/bin/torchrun")]
     assert len(commands) == 2
-    profile = run.load_profile("imagenet", {"data_root": "/data"})
+    profile = config.load_profile("imagenet", {"data_root": "/data"})
     planned = dict(training.planned_jobs(training.plan(profile, profile.lam), profile))
     for words in commands:
         (job,) = train._jobs(train._parser().parse_args(words[words.index("ood_utils.train") + 1 :]))
@@ -550,7 +553,7 @@ def test_the_readme_s_commands_train_what_notebook_02_looks_for() -> None:
 
 
 def test_a_failing_child_is_reported_in_its_own_words(lane: dict[str, object], tmp_path: Path) -> None:
-    profile = run.make_profile(lane | {"data_root": str(tmp_path / "nowhere")}, "test")
+    profile = config.make_profile(lane | {"data_root": str(tmp_path / "nowhere")}, "test")
     with pytest.raises(UserError, match="nowhere"):
         fine_tune_many([("a", Recipe())], profile, tmp_path, progress=False)
     (tmp_path / "lane-0.log").write_text("Traceback\nMemoryError")
@@ -570,7 +573,7 @@ def test_ctrl_c_ends_the_children(
 
     monkeypatch.setattr(training, "_watch", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        fine_tune_many([("a", Recipe())], run.make_profile(lane, "test"), tmp_path, progress=False)
+        fine_tune_many([("a", Recipe())], config.make_profile(lane, "test"), tmp_path, progress=False)
     assert len(started) == 1 and started[0].poll() == -signal.SIGTERM
 
 

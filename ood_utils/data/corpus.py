@@ -1,4 +1,6 @@
-"""Word lists from which negative labels are mined, and the prompts they are put in: WordNet, and CSP's conjugated names."""
+"""Word lists from which negative labels are mined: a world's names, WordNet, a text file, CSP's conjugated
+names.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,14 @@ import re
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .errors import UserError
+from ..errors import UserError
+from .study import Need, subset
 
-NOUN, ADJECTIVE = "the nice {}", "This is a {} photo"  # NegLabel's prompts by part of speech
+if TYPE_CHECKING:
+    from ..config import Profile
+
 NEGLABEL_LEFT_OUT = ("noun.animal", "noun.food")  # lexicographer files absent from NegLabel's corpus
 CSP_LEFT_OUT = (*NEGLABEL_LEFT_OUT, "noun.person", "noun.quantity", "noun.group", "adj.pert")
 CSP_SUPERCLASSES = (
@@ -28,23 +34,49 @@ _LEXICOGRAPHER = {
 }  # lexnames(5WN): file number -> name; fixed in every Princeton release, and Debian ships no lexnames file
 
 
-def prompts(corpus: Sequence[tuple[str, str]], noun: str = NOUN, adj: str = ADJECTIVE) -> list[str]:
-    """One prompt per (word, part): ``adj`` for adjectives, ``noun`` for all else. Defaults: NegLabel's templates."""
-    for name, template in (("noun", noun), ("adj", adj)):
-        if "{}" not in template:
-            raise UserError(
-                f"The {name} template {template!r} has no place for the word; put {{}} where it belongs."
-            )
-    return [(adj if part == "adj" else noun).format(word) for word, part in corpus]
+def load_corpus(profile: Profile, names: Sequence[tuple[str, str]] | None = None) -> list[tuple[str, str]]:
+    """(word, part of speech) candidates in the source's order, at most ``profile.corpus_words`` of them.
+
+    ``profile.corpus``: "names" (``names`` of the lane, by default ImageNet's), a WordNet ``dict`` folder, or
+    a text file with a noun a line. UserError when it is none of these.
+    """
+    whole = names if profile.corpus == "names" and names is not None else _read_corpus(profile)
+    return [whole[i] for i in subset(len(whole), profile.corpus_words, profile.data_seed)]
+
+
+def _read_corpus(profile: Profile) -> list[tuple[str, str]]:
+    if profile.corpus == "names":
+        from open_clip import IMAGENET_CLASSNAMES
+
+        return [(name, "noun") for name in sorted(set(IMAGENET_CLASSNAMES))]
+    path = Path(profile.corpus).expanduser()
+    if path.is_dir():
+        return conjugate(wordnet(path, CSP_LEFT_OUT)) if profile.conjugated else wordnet(path)
+    if not path.is_file():
+        raise UserError(
+            f"corpus {profile.corpus!r} is neither 'names', a WordNet dict folder nor a text file"
+        )
+    return [
+        (word, "noun") for word in sorted({line.strip() for line in path.read_text().splitlines()} - {""})
+    ]
+
+
+def corpus_need(corpus: str) -> Need:
+    """Whether a corpus on disk is there: a text file, or a folder with WordNet's two files."""
+    path = Path(corpus).expanduser()
+    gone = [name for name in ("data.noun", "data.adj") if path.is_dir() and not (path / name).is_file()]
+    what = f"corpus {path}" + (f" without {' and '.join(gone)}" if gone else "")
+    remedy = "10 MB; Debian package wordnet-base, or nltk.download('wordnet'); WordNet licence (free)"
+    return Need(path.exists() and not gone, what, remedy)
 
 
 def conjugate(corpus: Sequence[tuple[str, str]], seed: int = 0) -> list[tuple[str, str]]:
     """CSP's corpus: each adjective becomes "adjective superclass", the part "conjugated"; nouns stay.
 
-    The superclass is one of 14 broad words (``CSP_SUPERCLASSES``), picked by a hash of ``seed`` and the adjective: as
-    good as random, and the same whatever else the corpus holds (the official code draws in corpus order). Pass
-    ``wordnet(folder, CSP_LEFT_OUT)``; a conjugated name is a noun phrase and takes the nouns' prompt.
-    Source: CSP (arXiv 2410.08611).
+    The superclass is one of 14 broad words (``CSP_SUPERCLASSES``), picked by a hash of ``seed`` and the
+    adjective: as good as random, and the same whatever else the corpus holds (the official code draws in
+    corpus order). Pass ``wordnet(folder, CSP_LEFT_OUT)``; a conjugated name is a noun phrase and takes the
+    nouns' prompt. Source: CSP (arXiv 2410.08611).
     """
     pick = [zlib.crc32(f"{seed} {word}".encode()) % len(CSP_SUPERCLASSES) for word, _ in corpus]
     return [
@@ -58,13 +90,13 @@ def wordnet(
 ) -> list[tuple[str, str]]:
     """(word, "noun" or "adj") of a Princeton-format ``dict`` folder: the corpus of NegLabel.
 
-    Reads ``data.noun`` and ``data.adj`` line by line (nltk's reader needs fifteen files, of which Debian's package
-    lacks one, and refuses folders outside its own data path). Words are lower-cased, underscores become spaces, markers
-    of syntax such as "(p)" go. Order: lexicographer files by name (adj.all, adj.pert, adj.ppl, noun.Tops, ...), words
-    sorted within; a word counts once, where it comes first, so some nouns are listed as adjectives, as in NegLabel.
-    ``left_out`` names files to skip. Only the first word of a synset is taken: WordNet 3.0 then gives 70,794,
-    each file within 1 % of NegLabel's but adj.all (10 % more); ``every_word=True`` takes all 120,269 of them.
-    Raises UserError for a missing or foreign file.
+    Reads ``data.noun`` and ``data.adj`` line by line (nltk's reader needs fifteen files, of which Debian's
+    package lacks one, and refuses folders outside its own data path). Words are lower-cased, underscores
+    become spaces, markers of syntax such as "(p)" go. Order: lexicographer files by name (adj.all, adj.pert,
+    adj.ppl, noun.Tops, ...), words sorted within; a word counts once, where it comes first, so some nouns are
+    listed as adjectives, as in NegLabel. ``left_out`` names files to skip. Only the first word of a synset is
+    taken: WordNet 3.0 then gives 70,794, each file within 1 % of NegLabel's but adj.all (10 % more);
+    ``every_word=True`` takes all 120,269 of them. Raises UserError for a missing or foreign file.
     """
     files = {f"{part}.{name}": set() for part, names in _LEXICOGRAPHER.items() for name in names.values()}
     for part in _LEXICOGRAPHER:
@@ -80,7 +112,8 @@ def wordnet(
 
 
 def synonyms(dict_folder: str | Path, wnids: Sequence[str]) -> list[list[str]]:
-    """All words of each noun synset named by its ImageNet wnid ("n" and the offset in WordNet 3.0's data.noun).
+    """All words of each noun synset named by its ImageNet wnid ("n" and the offset in WordNet 3.0's
+    data.noun).
 
     An empty list where the offset is none of that file's (another version of WordNet). Errors as ``wordnet``.
     """
@@ -89,7 +122,9 @@ def synonyms(dict_folder: str | Path, wnids: Sequence[str]) -> list[list[str]]:
 
 
 def _synsets(dict_folder: str | Path, part: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(offset, lexicographer file, words) of every synset of a part of speech; UserError: missing or foreign file."""
+    """(offset, lexicographer file, words) of every synset of a part of speech; UserError: missing or foreign
+    file.
+    """
     path = Path(dict_folder) / f"data.{part}"
     try:
         for line in path.read_text("utf-8").splitlines():
@@ -106,7 +141,9 @@ def _synsets(dict_folder: str | Path, part: str) -> Iterator[tuple[str, str, lis
 
 
 def _synset(line: str, part: str) -> tuple[str, list[str]]:
-    """Lexicographer file and words of one data line: offset, file number, type, hex word count, (word, id) pairs ..."""
+    """Lexicographer file and words of one data line: offset, file number, type, hex word count, (word, id)
+    pairs ...
+    """
     fields = line.split()
     words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
     name = f"{part}.{_LEXICOGRAPHER[part][int(fields[1])]}"

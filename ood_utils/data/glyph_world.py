@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .errors import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -348,7 +348,7 @@ def datasheet() -> str:
         rows.append(f"| {name} | {group} | {len(characters)} | {len(drawn)} |")
     merged = [[everything.names[c] for c in group] for group in known.classes if len(group) > 1]
     gone = {name: [everything.names[c] for c in characters] for name, characters in known.removed.items()}
-    return (Path(__file__).parent / "assets" / "datasheet.md").read_text().format(
+    return (Path(__file__).parents[1] / "assets" / "datasheet.md").read_text().format(
         characters=len(everything.names), drawings=len(everything.alphas), faces=len(FACES),
         train_faces=", ".join(TRAIN_FACES), validation_faces=", ".join(VALIDATION_FACES),
         test_faces=", ".join(TEST_FACES), rows="\n".join(rows), letters=sum(map(len, known.classes)),

@@ -1,0 +1,332 @@
+"""What a reader may set: the profile of a lane, typed, each value with its range; and the recipe of one
+training.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from . import registry
+from .errors import UserError, nearest
+from .files import hash_of
+from .provenance import cores
+
+PACKAGE = Path(__file__).resolve().parent
+# profile fields that change how a run is shown or scheduled, never what it computes
+NOT_HASHED = {"title", "minutes", "timeout_minutes", "parallel", "workers"}
+
+
+def _find_root() -> Path:
+    if os.environ.get("OOD_ROOT"):
+        return Path(os.environ["OOD_ROOT"]).resolve()
+    return next((p for p in PACKAGE.parents if (p / "pyproject.toml").is_file()), PACKAGE.parent)
+
+
+ROOT = _find_root()
+PROFILES = ROOT / "notebooks" / "profiles"
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Values(BaseModel):
+    """Typed, read-only values; a wrong one is a UserError: the field, what is wrong with it, what it means."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(),
+        validate_default=True,
+    )  # fmt: skip
+
+    def __init__(self, **values: Any) -> None:
+        fields = type(self).model_fields
+        for name in values:
+            if name not in fields:
+                raise UserError(f"unknown parameter '{name}'{nearest(name, fields)}")
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            fault = first["msg"].removeprefix("Value error, ")
+            fault = fault[0].lower() + fault[1:]
+            if not first["loc"]:
+                raise UserError(fault) from None
+            field = str(first["loc"][0])
+            meaning = fields[field].description
+            raise UserError(f"{field} = {values.get(field)!r} is refused: {fault} ({meaning})") from None
+
+
+class TrainingValues(Values):
+    """What decides a fine-tuning and is the same for all fine-tunings of a study (paper values: core_methods
+    1.4).
+    """
+
+    model: str = Field("GlyphCLIP", min_length=1, description="an open_clip model name")
+    lam: float = Field(
+        0.003, ge=0, le=1, description="weight of the alignment term, 0 (FLYP) to 1, or of the m2-Mix term"
+    )
+    steps: int = Field(400, ge=1, description="optimiser steps of a fine-tuning")
+    epochs: int = Field(
+        0, ge=0, description="passes over the training set; above 0 it decides instead of steps"
+    )
+    batch: int = Field(128, ge=2, description="image-text pairs of a step, over all processes")
+    lr: float = Field(2e-4, gt=0, le=1, description="peak learning rate")
+    warmup: int = Field(40, ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(0.1, ge=0, le=1, description="AdamW weight decay")
+    betas: list[Share] = Field([0.9, 0.999], min_length=2, max_length=2, description="AdamW betas")
+    decay_all: bool = Field(False, description="decay LayerNorm, biases and the scale too (paper mode)")
+    scale_mode: Literal["clamped", "learned", "frozen"] = Field(
+        "clamped", description="logit scale: learned and kept below 100, learned freely (paper), or frozen"
+    )
+    class_aware: bool = Field(False, description="count every pair of one class as positive")
+    chunk: int = Field(
+        0, ge=0, description="rows encoded at a time with cached gradients, 0 = whole batch at once"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the encoders; losses are always fp32"
+    )
+    deterministic: bool = Field(
+        False, description="deterministic GPU algorithms: resume and rerun give the same bits, slower"
+    )
+
+
+class Recipe(TrainingValues):
+    """All that decides one fine-tuning besides its data and starting weights; JSON-able."""
+
+    objective: str = Field("cma", description="a file of ood_utils/objectives; clip is FLYP")
+    seed: int = Field(0, ge=0, description="training seed")
+    classes: int = Field(0, ge=0, description="ID classes, 0 = all of the profile's")
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _one_of("objectives", name)
+
+
+class Profile(TrainingValues):
+    """One lane of the series: every value a notebook may read. Flat and read-only."""
+
+    title: str = Field("", description="one line shown in the report")
+    data: str = Field("glyphs", description="where images come from, a file of ood_utils/data/lanes")
+    data_root: str = Field("", description="folder of the images (folder and imagenet)")
+    ood_roots: dict[str, str] = Field({}, description="folder lane: OoD set name -> folder of images")
+    ood_groups: dict[str, Literal["near", "far", "unseen", "validation"]] = Field(
+        {}, description="OoD set name -> near, far, unseen or validation"
+    )
+    id_classes: int = Field(0, ge=0, description="number of ID classes, 0 = all")
+    id_views: int = Field(4, ge=1, description="views of each ID test drawing")
+    ood_images: int = Field(800, ge=0, description="images kept of each OoD set, 0 = all")
+    train_images: int = Field(0, ge=0, description="training images kept, 0 = all")
+    data_seed: int = Field(0, ge=0, description="seed of everything drawn at random in the data")
+    pretrained: str = Field(
+        "builtin", min_length=1, description="builtin, an open_clip tag, or a path to weights"
+    )
+    prompt: str = Field("a {}", description='template of the ID class names, with "{}" where the name goes')
+    ensemble: bool = Field(
+        False,
+        description="embedded ID class texts: mean over open_clip's 80 ImageNet templates, not the prompt",
+    )
+    negative_prompt: str = Field("a {}", description='template of the negative labels, with "{}"')
+    adjective_prompt: str = Field("This is a {} photo", description='template of adjectives, with "{}"')
+    lams: list[Share] = Field(
+        [0, 1e-3, 3e-3, 1e-2, 1e-1], min_length=1, description="the sweep of lam, each 0 to 1"
+    )
+    seeds: list[int] = Field(
+        [0, 1, 2], min_length=1, description="training seeds, different and not negative"
+    )
+    few_classes: int = Field(
+        100, ge=0, description="ID classes of the few-classes ablation, 0 = leave it out"
+    )
+    processes: int = Field(1, ge=1, description="torchrun processes of one training")
+    parallel: int = Field(
+        2, ge=0, description="independent trainings side by side on the CPU; 0 = in the notebook's process"
+    )
+    crop_scale: list[float] = Field(
+        [0.9, 1.0], min_length=2, max_length=2, description="random crop, share of area"
+    )
+    corpus: str = Field("names", min_length=1, description="names, a WordNet dict folder, or a text file")
+    corpus_words: int = Field(0, ge=0, description="corpus words kept, drawn with the data seed; 0 = all")
+    quantile: float = Field(
+        0.95, ge=0, le=1, description="NegMine: quantile of the similarities to the ID names"
+    )
+    keep: float = Field(0.15, gt=0, le=1, description="NegMine: share of the candidates kept")
+    keep_counts: dict[Literal["adj", "noun", "conjugated"], int] = Field(
+        {}, description="NegMine: numbers kept by part of speech, not a share (CMA: adj 1500, noun 8500)"
+    )
+    cleaned: bool = Field(
+        True, description="take ID names, their synonyms and artefacts out of the negatives"
+    )
+    conjugated: bool = Field(
+        False, description="CSP: every adjective of a WordNet corpus becomes adjective + noun"
+    )
+    groups: int = Field(1, ge=1, description="groups of negative labels")
+    temperature: float = Field(0.01, gt=0, description="temperature of MSP, Energy and NegLabel")
+    embed_batch: int = Field(256, ge=1, description="images or texts embedded at once")
+    workers: int = Field(0, ge=-1, description="data loader processes, -1 = one for each CPU core")
+    compile: bool = Field(False, description="torch.compile the image encoder when embedding")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU when there is one")
+    max_unreadable: float = Field(0.001, ge=0, le=1, description="share of images that may be unreadable")
+    bootstrap: int = Field(1000, ge=2, description="bootstrap draws behind each 95 % interval")
+    projections: list[Literal["gap-latitude", "PCA", "UMAP", "DOSNES"]] = Field(
+        ["gap-latitude", "PCA", "UMAP", "DOSNES"], min_length=1, description="maps that notebook 03 draws"
+    )
+    points: int = Field(1000, ge=10, description="points drawn on the sphere")
+    minutes: dict[str, float] = Field({}, description="expected minutes of each notebook, by its number")
+    timeout_minutes: float = Field(60.0, gt=0, description="wall-clock limit of one notebook, minutes")
+
+    @field_validator("data")
+    @classmethod
+    def _known_lane(cls, name: str) -> str:
+        return _one_of("data/lanes", name)
+
+    @field_validator("prompt", "negative_prompt", "adjective_prompt")
+    @classmethod
+    def _has_slot(cls, text: str) -> str:
+        if text.count("{}") != 1:
+            raise ValueError('it must contain "{}" once, where the name goes')
+        return text
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise ValueError("seeds must be different and not negative")
+        return seeds
+
+    @field_validator("workers")
+    @classmethod
+    def _cores(cls, workers: int) -> int:
+        return workers if workers >= 0 else cores()
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _ordered(cls, scale: list[float]) -> list[float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError("it must be two shares, 0 < smaller <= larger <= 1")
+        return scale
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.batch % self.processes:
+            raise ValueError(f"batch = {self.batch} cannot be shared evenly by processes = {self.processes}")
+        if lost := set(self.ood_groups) - set(self.ood_roots) if self.data == "folder" else set():
+            raise ValueError(f"ood_groups names {sorted(lost)}, which ood_roots does not have")
+        return self
+
+    def recipe(self, **changes: Any) -> Recipe:
+        """The recipe of one fine-tuning of this profile: its training values, with changes (objective, seed,
+        ...).
+        """
+        return Recipe(**{name: getattr(self, name) for name in TrainingValues.model_fields} | changes)
+
+    def key(self) -> str:
+        """Hash (64 hex) of every value that can change a result."""
+        return hash_of(self.model_dump(exclude=NOT_HASHED))
+
+    def expected_seconds(self, notebook: str) -> float:
+        """Expected seconds of a notebook from `minutes` (by whole name or number), 0 when not known."""
+        return 60 * self.minutes.get(notebook, self.minutes.get(notebook.split("_")[0], 0.0))
+
+
+def _one_of(package: str, name: str) -> str:
+    known = registry.names(package)
+    if name not in known:
+        raise ValueError(f"there is no such file in ood_utils/{package}{nearest(name, known)}")
+    return name
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-5 is a number (PyYAML follows YAML 1.1, where it is text)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text; yaml.YAMLError when it is not YAML."""
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
+def profile_names() -> dict[str, Path]:
+    """Profile name -> file, of the folder notebooks/profiles."""
+    return {path.stem: path for path in sorted(PROFILES.glob("*.yaml"))}
+
+
+def profile_file(name_or_path: str | Path) -> Path:
+    """The file of a profile given by name or by path. UserError, with the nearest names, when there is none."""
+    known = profile_names()
+    path = Path(name_or_path).expanduser()
+    if str(name_or_path) in known:
+        return known[str(name_or_path)]
+    if path.is_file():
+        return path.resolve()
+    if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+        names = ", ".join(known)
+        raise UserError(f"profile file {path} does not exist; give one that does, or one of: {names}")
+    raise UserError(f"unknown profile '{name_or_path}'{nearest(str(name_or_path), known)}")
+
+
+def load_profile(name_or_path: str | Path, changes: dict[str, Any] | None = None) -> Profile:
+    """Read a profile, apply changes (field -> value), validate all of it.
+
+    Relative paths in the file count from the file's folder when they exist there. Raises UserError in one
+    sentence for an unknown profile, a file that is not YAML, an unknown field (with nearest names), a wrong
+    type or range.
+    """
+    path = profile_file(name_or_path)
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise UserError(f"profile file {path}{where} is not YAML; write one 'name: value' a line") from None
+    if not isinstance(values, dict):
+        example = PROFILES / "glyphs.yaml"
+        raise UserError(f"profile file {path} is not a list of 'name: value' lines; see {example}")
+    return make_profile(absolute_paths(values, path.parent) | (changes or {}), f"profile {path.stem}")
+
+
+def make_profile(values: dict[str, Any], source: str) -> Profile:
+    """A Profile of values; UserError naming source, the field, its fault and its meaning."""
+    try:
+        return Profile(**{str(name): value for name, value in values.items()})
+    except UserError as mistake:
+        raise UserError(f"{source}: {mistake}") from None
+
+
+def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
+    """Profile values from key=value words, read as YAML (text fields as they stand), paths made absolute."""
+    changes = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UserError(f"-p {pair} has no value; write -p {key}=VALUE")
+        field = Profile.model_fields.get(key)
+        if field is None:
+            raise UserError(f"unknown parameter '{key}'{nearest(key, Profile.model_fields)}")
+        try:
+            changes[key] = text if field.annotation is str else parse_yaml(text)
+        except yaml.YAMLError:
+            raise UserError(f"-p {key}={text} is not a YAML value; quote it for the shell") from None
+    return absolute_paths(changes, Path.cwd())
+
+
+def absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Values with every relative path that exists below base made absolute (images, corpus, weights)."""
+
+    def absolute(value: Any) -> Any:
+        looks_like_path = isinstance(value, str) and any(mark in value for mark in ("/", os.sep, "."))
+        path = base / Path(value).expanduser() if looks_like_path else None
+        return str(path.resolve()) if path is not None and path.exists() else value
+
+    values = dict(values)
+    for name in {"data_root", "corpus", "pretrained"} & values.keys():
+        values[name] = absolute(values[name])
+    if isinstance(values.get("ood_roots"), dict):
+        values["ood_roots"] = {key: absolute(value) for key, value in values["ood_roots"].items()}
+    return values

@@ -1,0 +1,82 @@
+"""Image files as a data set: decoded in the loading workers, transformed, random views by key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from ..errors import UnreadableImage, UserError
+from .paths import IMAGE_SUFFIXES
+from .study import ImageSet, digest
+
+
+def read_image(path: str | Path) -> Tensor:
+    """An image file as uint8 RGB (3, H, W): JPEG by torchvision, what that cannot read by PIL.
+
+    Raises UnreadableImage naming the file.
+    """
+    from PIL import Image
+
+    path = str(path)
+    if path.lower().endswith((".jpg", ".jpeg")):
+        try:
+            return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
+        except RuntimeError:  # a PNG of that name, CMYK, damage: PIL reads it or says what is wrong
+            pass
+    try:
+        with Image.open(path) as file:
+            return pil_to_tensor(file.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
+        raise UnreadableImage(path, str(fault)) from None
+
+
+class ImageFiles(Dataset):
+    """Images of a list of files; item KEY -> (transformed image, label of file key % n).
+
+    A random transform draws from a generator seeded by (seed, key). Raises UnreadableImage naming the file.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], labels: np.ndarray, transform: Callable, seed: int | None = None
+    ) -> None:
+        self.paths, self.labels, self.transform = [str(p) for p in paths], labels, transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: int) -> tuple[Tensor, int]:
+        row = int(key) % len(self)
+        image, label = read_image(self.paths[row]), int(self.labels[row])
+        if self.seed is None:
+            return self.transform(image), label
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seed << 40) ^ int(key))
+            return self.transform(image), label
+
+
+def files_set(
+    name: str,
+    group: str,
+    root: Path,
+    paths: Sequence[Path],
+    transform: Callable,
+    labels: np.ndarray | None = None,
+    seed: int | None = None,
+) -> ImageSet:
+    """An ImageSet of files below ``root``; without labels all are OoD (-1). UserError where there is none."""
+    if not len(paths):
+        raise UserError(f"image set {name!r} is empty: no image ({', '.join(IMAGE_SUFFIXES)}) below {root}")
+    labels = np.full(len(paths), -1) if labels is None else np.asarray(labels)
+    labels = labels.astype(np.int64)
+    ids = [str(p.relative_to(root)) for p in paths]
+    sizes = [p.stat().st_size for p in paths]
+    fingerprint = digest(name, ids, sizes, labels, repr(transform), seed)
+    return ImageSet(name, group, ImageFiles(paths, labels, transform, seed), labels, ids, fingerprint)

@@ -1,0 +1,106 @@
+"""What every lane makes: image sets, and the study that they form."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import UnreadableImage
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing that a profile needs. ok is None for a plain fact; ``fault`` is the word shown where ok is
+    False.
+    """
+
+    ok: bool | None
+    what: str
+    remedy: str = ""
+    fault: str = "MISSING"
+
+    def __str__(self) -> str:
+        return f"  { ({True: 'ok', False: self.fault, None: '-'}[self.ok]):8}{self.what}"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Some images and what is known of them.
+
+    ``dataset``: map-style, item -> (float32 (3, H, W) normalised, label); ``labels`` (n,) int64, -1 for OoD;
+    ``ids``: a name per image; ``group``: id, near, far, unseen or validation; ``fingerprint``: hash of all
+    that decides the pixels.
+    """
+
+    name: str
+    group: str
+    dataset: Dataset
+    labels: np.ndarray
+    ids: list[str]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One ID problem with its OoD sets, and the words from which negative labels are mined.
+
+    ``validation`` sets serve every choice and share no image, class or name with the test sets in ``ood``.
+    ``corpus``: (word, part of speech) pairs; it contains OoD names, as WordNet does for ImageNet.
+    """
+
+    class_names: list[str]
+    synonyms: list[list[str]]
+    train: ImageSet
+    id_val: ImageSet
+    id_test: ImageSet
+    ood: dict[str, ImageSet]
+    validation: dict[str, ImageSet]
+    corpus: list[tuple[str, str]] = field(repr=False)
+
+    @property
+    def sets(self) -> dict[str, ImageSet]:
+        """Every set that is embedded: id_val, id_test, the OoD test sets and the validation OoD sets."""
+        return {"id_val": self.id_val, "id_test": self.id_test, **self.ood, **self.validation}
+
+
+def digest(*parts: object) -> str:
+    """Hash (16 hex) of arrays by their bytes and of anything else by its repr."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return hashed.hexdigest()[:16]
+
+
+def subset(count: int, most: int, seed: int) -> np.ndarray:
+    """Sorted indices of at most ``most`` of ``count`` things (0 = all), drawn without replacement."""
+    if most <= 0 or most >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng([seed, count]).permutation(count)[:most])
+
+
+def picture(image_set: ImageSet, index: int) -> np.ndarray:
+    """One image for looking at: (H, W, 3) float in [0, 1], its normalisation undone by its own range."""
+    pixels = image_set.dataset[index][0].permute(1, 2, 0).numpy()
+    low, high = pixels.min(), pixels.max()
+    return (pixels - low) / max(high - low, 1e-6)
+
+
+def examples(image_set: ImageSet, count: int) -> list[np.ndarray]:
+    """``count`` readable images spread evenly over a set, as ``picture`` gives them."""
+    found = []
+    for start in np.linspace(0, len(image_set) - 1, min(count, len(image_set))).astype(int):
+        for index in range(start, min(start + 10, len(image_set))):
+            with suppress(UnreadableImage):  # counted and listed where the set is embedded
+                found.append(picture(image_set, index))
+                break
+    return found

@@ -1,0 +1,89 @@
+"""Whole files or none, hashes, plain JSON, and the one progress bar."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends well it replaces `path`, else nothing is left.
+
+    An OSError (disk full, not writable) becomes a UserError that names the file and the remedy.
+    """
+    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free space or rights there, "
+            "or set OOD_OUTPUTS to another folder"
+        ) from error
+    finally:
+        if aside.parent.is_dir():
+            aside.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path | str, content: bytes | str) -> Path:
+    """Write a whole file or nothing (aside, then rename). UserError when the disk refuses."""
+    with replacing(Path(path)) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+    return Path(path)
+
+
+def file_hash(path: Path | str) -> str:
+    """SHA-256 (64 hex) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of(value: Any) -> str:
+    """SHA-256 (64 hex) of a JSON value, keys sorted."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it: numpy unpacked, keys as text, NaN and infinities as None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # numpy and torch
+        value = value.tolist()
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, {} when there is no file; UserError when the file is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); delete it or use --force or another --run name"
+        ) from None
+
+
+def progress(
+    iterable: Iterable | None = None, total: float | None = None, desc: str = "", **more: Any
+) -> Any:
+    """tqdm, from the third second on: a live bar on a terminal, elsewhere plain text every 5 seconds at most."""
+    from tqdm import tqdm
+
+    stream, interval = (sys.stderr, 0.1) if sys.stderr.isatty() else (sys.stdout, 5)
+    return tqdm(iterable, total=total, desc=desc, file=stream, mininterval=interval, delay=3, **more)

@@ -1,0 +1,193 @@
+"""The folder of a run: what a notebook reads and writes there, and run.json. Nothing else knows where files
+lie.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import ROOT, Profile, load_profile
+from .errors import UserError, nearest
+from .files import atomic_write, plain, read_json, replacing
+from .provenance import now, provenance, torch_facts
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SCHEMA_VERSION = 1  # of run.json; a folder of another version is never mixed with this one
+KINDS = ("figures", "tables", "checkpoints", "embeddings", "results")
+OUTPUTS = Path(os.environ.get("OOD_OUTPUTS") or ROOT / "outputs").resolve()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a notebook holds: its profile and its place. Made by `start`."""
+
+    folder: Path
+    profile: Profile
+    notebook: str
+
+    @property
+    def id(self) -> str:
+        """Short name for figure footers: run name + 8 hex of the hash of the profile's values."""
+        return f"{self.folder.name}-{self.profile.key()[:8]}"
+
+    def path(self, kind: str, name: str = "") -> Path:
+        """Path of a file or folder of this run; the folder that holds it is created. kind: one of KINDS."""
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind '{kind}'{nearest(kind, KINDS)}")
+        path = self.folder / kind / name
+        (path.parent if name else path).mkdir(parents=True, exist_ok=True)
+        return path
+
+    def save_table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """Write tables/<name>.parquet and .csv (whole or not at all); returns the frame, for the cell to
+        show.
+        """
+        with replacing(self.path("tables", f"{name}.parquet")) as aside:
+            frame.to_parquet(aside)
+        numbered = frame.index.name is None and frame.index.nlevels == 1
+        atomic_write(self.path("tables", f"{name}.csv"), frame.to_csv(index=not numbered))
+        return frame
+
+    def load_table(self, name: str, made_by: str = "an earlier notebook") -> pd.DataFrame:
+        """Read a table; UserError naming the notebook that makes it when it is missing."""
+        import pandas as pd
+
+        path = self.folder / "tables" / f"{name}.parquet"
+        if not path.is_file():
+            raise UserError(f"tables/{name} is missing in {self.folder}; run notebook {made_by} first")
+        return pd.read_parquet(path)
+
+    def save_figure(self, name: str, figure: Figure, data: pd.DataFrame | None = None) -> None:
+        """Write figures/<name>.png (150 dpi, run id in the footer) and, beside it, the data as .csv."""
+        from PIL import Image
+
+        figure = getattr(figure, "figure", figure)  # a seaborn grid holds one
+        if not any(text.get_gid() == "run-id" for text in figure.texts):
+            footer = {"ha": "right", "va": "bottom", "size": 6, "color": "0.45", "gid": "run-id"}
+            figure.text(0.995, 0.005, self.id, **footer)
+        path = self.path("figures", f"{name}.png")
+        with replacing(path) as aside:  # no software tag: the same picture is the same file
+            figure.savefig(aside, dpi=150, bbox_inches="tight", format="png", metadata={"Software": None})
+            with Image.open(aside) as full:  # 256 colours are plenty for a chart, and a third of the bytes
+                small = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            small.save(aside, format="png", optimize=True)
+        if data is not None:
+            atomic_write(path.with_suffix(".csv"), data.to_csv(index=data.index.name is not None))
+
+    def save_html(self, name: str, html: str) -> Path:
+        """Write a stand-alone page figures/<name>.html."""
+        return atomic_write(self.path("figures", f"{name}.html"), html)
+
+    def save_results(self, results: dict[str, Any]) -> None:
+        """Write results/<notebook>.json: plain numbers and texts, NaN as null.
+
+        A dict under the key "provenance" (weights hash, data fingerprint and counts) is completed with
+        torch's facts; the runner copies it into run.json.
+        """
+        facts = results.get("provenance", {}) | {"torch": torch_facts()}
+        content = plain(results | {"provenance": facts})
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        atomic_write(self.path("results", f"{self.notebook}.json"), text + "\n")
+
+    def load_results(self, notebook: str) -> dict[str, Any]:
+        """Read what another notebook saved; UserError naming it when it has not run."""
+        path = self.folder / "results" / f"{notebook}.json"
+        if not path.is_file():
+            raise UserError(f"results/{path.name} is missing in {self.folder}; run notebook {notebook} first")
+        return read_json(path)
+
+
+def start(notebook: str, profile: str, run: str = "", changes: dict[str, Any] | None = None) -> RunFolder:
+    """Begin a notebook: validate its parameters, seed, find its folder, print one line of facts.
+
+    Works from any working directory. Under the runner (OOD_RUNNER=1) run.json is the runner's; in JupyterLab
+    this function notes the use there. UserError for anything wrong with the parameters or the folder.
+    """
+    values = load_profile(profile, changes)
+    begun = RunFolder(OUTPUTS / run_name(run, profile), values, notebook)
+    _seed(values.data_seed)
+    facts = provenance()
+    if os.environ.get("OOD_RUNNER") != "1":
+        _note_interactive(begun, profile, changes or {}, facts)
+    commit = f"{facts['commit'][:8]}{' + changes' * facts['dirty']}" if facts["commit"] else "none"
+    gpus = (facts["torch"] or {}).get("gpus") if values.device != "cpu" else None
+    place = begun.folder.relative_to(ROOT) if begun.folder.is_relative_to(ROOT) else begun.folder
+    made_with = f"torch {facts['versions'].get('torch', 'missing')} | commit {commit}"
+    print(f"profile {Path(profile).stem} | run {begun.id} in {place} | {(gpus or ['cpu'])[0]} | {made_with}")
+    return begun
+
+
+def _seed(seed: int) -> None:
+    """Seed python, numpy and torch (where imported) for a notebook's own play; modules pass their own
+    generators.
+    """
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+def _note_interactive(begun: RunFolder, profile: str, changes: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Note in run.json that a notebook was used by hand. A done one stays done: the runner compares its
+    files.
+    """
+    record = read_record(begun.folder) or new_record(
+        begun.folder.name, profile, begun.profile, changes, facts
+    )
+    entry = record["notebooks"].setdefault(begun.notebook, {"status": "interactive"})
+    entry["interactive"] = {
+        "time": now(), "id": begun.id, "changes": plain(changes), "commit": facts["commit"],
+    }  # fmt: skip
+    write_record(begun.folder, record)
+
+
+def run_name(run: str, profile: str | Path) -> str:
+    """The name of a run's folder: `run`, or the profile's name. UserError when it cannot be a folder's name."""
+    name = run or Path(profile).stem
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"run name '{name}' is refused: use letters, digits, '.', '_' and '-' only")
+    return name
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """run.json of a run folder ({} when there is none). UserError when another version wrote it."""
+    record = read_json(folder / "run.json")
+    if record and record.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{folder} was written by another version (schema {record.get('schema_version')}, this is "
+            f"{SCHEMA_VERSION}); run again with --force or with another --run name"
+        )
+    return record
+
+
+def new_record(
+    name: str, profile: str, values: Profile, changes: dict[str, Any], facts: dict[str, Any]
+) -> dict:
+    """A fresh run.json."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": name,
+        "id": f"{name}-{values.key()[:8]}",
+        "status": "interactive",
+        "profile": Path(profile).stem,
+        "changes": plain(changes),
+        "parameters": values.model_dump(),
+        "provenance": facts,
+        "notebooks": {},
+    }
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write run.json, whole or not at all."""
+    atomic_write(folder / "run.json", json.dumps(plain(record), indent=1, ensure_ascii=False) + "\n")
