@@ -161,7 +161,7 @@ def test_summary_carries_the_papers_sign_and_agrees_with_its_parts():
     [
         (
             lambda i, t, y: geometry.centroid_gap(2 * i, t),
-            "images must hold rows of length 1 .*, but row 0 has length 2",
+            r"images must hold rows of length 1 .*, but row \d+ has length 2",
         ),
         (lambda i, t, y: geometry.centroid_gap(i * np.nan, t), "images .* but row 0 has length nan"),
         (lambda i, t, y: geometry.centroid_gap(i, np.eye(5)), "texts is 5 wide but images is 16"),
