@@ -66,7 +66,9 @@ def test_a_new_method_is_one_new_file(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "names", lambda package: [*known, "mean_cosine"])
     monkeypatch.setattr(
-        registry, "find", lambda package, name: __import__(name) if name == "mean_cosine" else found(package, name)
+        registry,
+        "find",
+        lambda package, name: __import__(name) if name == "mean_cosine" else found(package, name),
     )
     methods.every.cache_clear()
     try:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import mini_imagenet
 import pytest
+from ood_utils.run import make_profile
+from ood_utils.words import conjugate, wordnet
 
 from ood_utils import data, words
 from ood_utils.errors import UserError
-from ood_utils.run import make_profile
-from ood_utils.words import conjugate, wordnet
 
 DEBIAN = Path("/usr/share/wordnet")
 
