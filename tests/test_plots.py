@@ -195,6 +195,6 @@ def test_globe_html_stands_alone(world):
 
 def test_a_gallery_names_its_rows() -> None:
     images = np.random.default_rng(0).random((3, 8, 8, 3))
-    figure, data = plots.gallery({"id_test": list(images), "arrows": list(images[:2])}, "Two sets")
-    assert data["images shown"].tolist() == [3, 2]
-    assert [ax.get_ylabel() for ax in figure.axes] == ["id_test", "arrows"]
+    figure, data = plots.gallery({"id_test": list(images), "arrows": list(images[:2]), "none": []}, "Sets")
+    assert data["images shown"].tolist() == [3, 2, 0]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["id_test", "arrows", "none"]

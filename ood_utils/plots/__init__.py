@@ -5,14 +5,6 @@ Each function returns ``(figure, data)``: a matplotlib figure and the DataFrame 
 """
 
 # ruff: noqa: F401
-from .gap import (
-    alignment_uniformity,
-    class_gaps,
-    cosine_families,
-    gap_axis,
-    gap_sweep,
-    lam_sweep,
-    training_curves,
-)
+from .gap import alignment_uniformity, class_gaps, cosine_families, gap_axis, gap_sweep
 from .globe import globe_html, globe_map, globe_views, neighbourhoods
-from .results import gallery, mistakes, results, scores
+from .results import gallery, lam_sweep, mistakes, results, scores, training_curves

@@ -1,4 +1,4 @@
-"""Figures of the modality gap and of the training that closes it (notebooks 01, 02 and 04)."""
+"""Figures of the modality gap (notebooks 01 and 02)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ..arrays import unit_rows
 from ..geometry import gap_direction
@@ -102,18 +100,6 @@ def alignment_uniformity(frame: pd.DataFrame, title: str) -> Drawn:
     return figure, frame
 
 
-def _curves(
-    frame: pd.DataFrame, x: str, labels: Mapping[str, str], title: str, **keywords: object
-) -> tuple[Figure, list[Axes]]:
-    """seaborn's lineplot of several columns of ``frame`` over the column ``x``, a panel for each."""
-    figure, axes = style.panels(labels.values(), title, sharex=True)
-    for ax, column in zip(axes, labels, strict=True):
-        sns.lineplot(frame, x=x, y=column, errorbar=None, linewidth=1.2, ax=ax, **keywords)
-        ax.set(xlabel="", ylabel="")
-        ax.margins(y=0.2)
-    return figure, axes
-
-
 def gap_sweep(frame: pd.DataFrame, title: str, labels: Mapping[str, str] | None = None) -> Drawn:
     """Figure 3 of Liang et al. 2022: what moving both modalities along the gap costs. Data: ``frame``.
 
@@ -123,56 +109,11 @@ def gap_sweep(frame: pd.DataFrame, title: str, labels: Mapping[str, str] | None 
     named = {"loss": "contrastive loss (nats)", "accuracy": "zero-shot accuracy", "auroc": "AUROC"}
     others = frame.columns.drop(["fraction", "gap", "centroid_gap"], errors="ignore")
     labels = labels or {column: named.get(column, column) for column in others}
-    figure, axes = _curves(frame, "gap", labels, title, color=style.INK, marker="o", markersize=4, mew=0)
+    xlabel = "gap left (distance; 0 = closed, below 0 = passed); ring: the model as trained"
+    line = {"x": "gap", "color": style.INK, "marker": "o", "markersize": 4, "mew": 0}
+    figure, axes = style.curves(frame, labels, title, xlabel, **line)
     trained = frame.loc[frame["fraction"].abs().idxmin()]
     for ax, column in zip(axes, labels, strict=True):
         ax.axvline(0, color="0.8", linewidth=1, zorder=0)
         ax.scatter(trained["gap"], trained[column], s=100, facecolors="none", edgecolors="black", zorder=3)
-    figure.supxlabel("gap left (distance; 0 = closed, below 0 = passed); ring: the model as trained", size=10)
-    return figure, frame
-
-
-def lam_sweep(
-    frame: pd.DataFrame, title: str, labels: Mapping[str, str] | None = None, chosen: float | None = None
-) -> Drawn:
-    """What the weight of the alignment does; x is lam on an axis that holds 0. Data: ``frame``.
-
-    ``frame`` has columns lam and those of ``labels`` (default: centroid_gap, accuracy, auroc); repeated lam
-    (seeds) are drawn as points about their mean. ``chosen`` marks the lam taken.
-    """
-    measures = {"centroid_gap": "centroid gap", "accuracy": "ID accuracy", "auroc": "validation AUROC"}
-    labels = labels or measures
-    lams = np.unique(frame["lam"])
-    figure, axes = _curves(frame, "lam", labels, title, color=style.INK)
-    for ax, column in zip(axes, labels, strict=True):
-        ax.scatter(frame["lam"], frame[column], color=style.INK, s=18, zorder=3)
-        if chosen is not None:
-            ax.axvline(chosen, color=style.METHOD_COLOURS["CMA"], linewidth=1.2, linestyle="--")
-            place = {"x": chosen, "y": 0.98, "va": "top", "transform": ax.get_xaxis_transform()}
-            ax.text(s=f" chosen: {chosen:g}", color=style.METHOD_COLOURS["CMA"], fontsize=9, **place)
-        ax.set_xscale("symlog", linthresh=min(lams[lams > 0], default=1.0), linscale=0.6)
-        ax.set_xticks(lams, [f"{lam:g}" for lam in lams], rotation=45)
-        ax.minorticks_off()
-    figure.supxlabel("lam, the weight of the alignment (0 = FLYP)", size=10)
-    return figure, frame
-
-
-def training_curves(
-    logs: Mapping[str, pd.DataFrame], parts: Mapping[str, str], title: str, smooth: int = 20
-) -> Drawn:
-    """The parts of the loss over the steps, one panel per part, one line per training.
-
-    ``logs`` maps name to a per-step log; ``parts`` maps its columns to panel titles with units. Lines are
-    running means over ``smooth`` steps. Data: run, step and the parts as drawn. The text before the
-    first ", " of a name (e.g. "CMA, seed 0") decides its colour, so that seeds of a method share one.
-    """
-    means = {
-        name: log.set_index("step")[list(parts)].rolling(smooth, min_periods=1).mean()
-        for name, log in logs.items()
-    }
-    frame = pd.concat(means, names=["run"]).reset_index()
-    method = frame["run"].str.split(", ").str[0]
-    shown = {"hue": method, "palette": style.method_colours(method), "units": frame["run"], "estimator": None}
-    figure, _ = _curves(frame, "step", parts, title, alpha=0.85, **shown)
-    style.legend(figure, f"step (running mean over {smooth})")
     return figure, frame

@@ -1,4 +1,4 @@
-"""Scores of one set, methods compared, and sheets of pictures (notebooks 01 and 04)."""
+"""Scores of one set, methods compared, and sheets of pictures (notebooks 01, 02 and 04)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import seaborn as sns
 from sklearn.metrics import roc_curve
 
 from ..metrics import ood_metrics
-from .style import ID, INK, OOD, WIDTH, Drawn, histogram, legend, method_colours, panels
+from . import style
+from .style import Drawn
 
 METRICS = {
     "fpr95_id": "FPR95: share of OoD accepted where 95 % of ID is accepted (lower = better)",
@@ -34,25 +35,23 @@ def scores(
     fpr, tpr, _ = roc_curve(np.repeat([1, 0], [found.n_id, found.n_ood]), both)
     threshold = np.sort(id_scores)[found.n_id // 20]  # the ceil(0.95 n)-th largest, as in ``metrics``
     point = (found.fpr95_id, np.mean(np.asarray(id_scores) >= threshold))
-    figure, (left, right) = panels(["", ""], title, columns=2, height=3.9)
+    figure, (left, right) = style.panels(["", ""], title, columns=2, height=3.9)
     groups = {"ID": id_scores, "OoD": ood_scores}
-    densities = histogram(left, groups, (ID, OOD), np.histogram_bin_edges(both, 50))
+    densities = style.histogram(left, groups, (style.ID, style.OOD), np.histogram_bin_edges(both, 50))
     left.axvline(threshold, color="black", linewidth=1.3)
     left.set_title("line: the threshold that accepts 95 % of ID")
     left.set_xlabel(xlabel)
     sns.move_legend(left, "upper center", bbox_to_anchor=(0.5, -0.2))
     right.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-    right.plot(fpr, tpr, color=INK, linewidth=1.6)
-    right.plot([point[0]] * 2 + [0], [0] + [point[1]] * 2, color=OOD, linewidth=1, linestyle=":")
-    right.plot(*point, "o", color=OOD, clip_on=False)
-    text = f"AUROC {found.auroc:.3f}\nFPR95 {100 * found.fpr95_id:.1f} %: OoD accepted\n"
-    text += "where 95 % of ID is accepted"
+    right.plot(fpr, tpr, color=style.INK, linewidth=1.6)
+    right.plot([point[0]] * 2 + [0], [0] + [point[1]] * 2, color=style.OOD, linewidth=1, linestyle=":")
+    right.plot(*point, "o", color=style.OOD, clip_on=False)
+    text = f"AUROC {found.auroc:.3f}\nFPR95 {100 * found.fpr95_id:.1f} %: OoD accepted\nwhere 95 % of ID is"
     right.text(0.98, 0.06, text, ha="right", fontsize=9.5)
     right.set(xlabel="share of OoD accepted", ylabel="share of ID accepted", xlim=(0, 1), ylim=(0, 1.02))
-    data = densities.assign(curve=densities["group"] + " density", y=densities["density"])[
-        ["curve", "x", "y"]
-    ]
-    return figure, pd.concat([data, pd.DataFrame({"curve": "ROC", "x": fpr, "y": tpr})], ignore_index=True)
+    drawn = densities.assign(curve=densities["group"] + " density", y=densities["density"])
+    data = [drawn[["curve", "x", "y"]], pd.DataFrame({"curve": "ROC", "x": fpr, "y": tpr})]
+    return figure, pd.concat(data, ignore_index=True)
 
 
 def results(frame: pd.DataFrame, title: str, metric: str = "fpr95_id", xlabel: str | None = None) -> Drawn:
@@ -62,28 +61,72 @@ def results(frame: pd.DataFrame, title: str, metric: str = "fpr95_id", xlabel: s
     fractions; rows of one method, score and set (seeds) are averaged. Sets keep their order, first on top.
     """
     ends = [column for column in (f"{metric}_low", f"{metric}_high") if column in frame]
+    low, high = ends if len(ends) == 2 else (metric, metric)
     mean = frame.groupby(["method", "score", "set"], sort=False)[[metric, *ends]].mean().reset_index()
-    colours, sets = method_colours(mean["method"]), pd.Index(mean["set"].unique())
+    colours, sets = style.method_colours(mean["method"]), pd.Index(mean["set"].unique())
     height = 0.75 + len(sets) * (0.14 * len(colours) + 0.16)
-    figure, axes = panels(mean["score"].unique(), title, 5, height, sharex=True, sharey=True)
+    figure, axes = style.panels(mean["score"].unique(), title, 5, height, sharex=True, sharey=True)
     for ax, (_, panel) in zip(axes, mean.groupby("score", sort=False), strict=True):
         for position, (method, colour) in enumerate(colours.items()):
             rows = panel[panel["method"] == method]
             y = sets.get_indexer(rows["set"]) + (position - (len(colours) - 1) / 2) * 0.72 / len(colours)
-            error = None
-            if len(ends) == 2:
-                error = np.clip([rows[metric] - rows[ends[0]], rows[ends[1]] - rows[metric]], 0, None)
+            error = np.clip([rows[metric] - rows[low], rows[high] - rows[metric]], 0, None)
             dots = {"fmt": "o", "markersize": 4.5, "linewidth": 1.4, "color": colour, "label": method}
             ax.errorbar(rows[metric], y, xerr=error, **dots)
         for k in range(0, len(sets), 2):
             ax.axhspan(k - 0.5, k + 0.5, color="0.95", zorder=0)
-        ax.set_yticks(range(len(sets)), sets)
-        ax.set_ylim(len(sets) - 0.5, -0.5)
+        ax.set(yticks=range(len(sets)), yticklabels=sets, ylim=(len(sets) - 0.5, -0.5))
         ax.tick_params(axis="y", length=0)
         ax.xaxis.set_major_formatter("{x:.0%}")
         ax.xaxis.set_major_locator(plt.MaxNLocator(3))
-    legend(figure, xlabel or METRICS.get(metric, metric))
+    style.legend(figure, xlabel or METRICS.get(metric, metric))
     return figure, mean
+
+
+def lam_sweep(
+    frame: pd.DataFrame, title: str, labels: Mapping[str, str] | None = None, chosen: float | None = None
+) -> Drawn:
+    """What the weight of the alignment does; x is lam on an axis that holds 0. Data: ``frame``.
+
+    ``frame`` has columns lam and those of ``labels`` (default: centroid_gap, accuracy, auroc); repeated lam
+    (seeds) are drawn as points about their mean. ``chosen`` marks the lam taken.
+    """
+    usual = {"centroid_gap": "centroid gap", "accuracy": "ID accuracy", "auroc": "validation AUROC"}
+    labels = labels or usual
+    lams = np.unique(frame["lam"])
+    xlabel = "lam, the weight of the alignment (0 = FLYP)"
+    figure, axes = style.curves(frame, labels, title, xlabel, x="lam", color=style.INK)
+    for ax, column in zip(axes, labels, strict=True):
+        ax.scatter(frame["lam"], frame[column], color=style.INK, s=18, zorder=3)
+        if chosen is not None:
+            ax.axvline(chosen, color=style.METHOD_COLOURS["CMA"], linewidth=1.2, linestyle="--")
+            place = {"x": chosen, "y": 0.98, "va": "top", "transform": ax.get_xaxis_transform()}
+            ax.text(s=f" chosen: {chosen:g}", color=style.METHOD_COLOURS["CMA"], fontsize=9, **place)
+        ax.set_xscale("symlog", linthresh=min(lams[lams > 0], default=1.0), linscale=0.6)
+        ax.set_xticks(lams, [f"{lam:g}" for lam in lams], rotation=45)
+        ax.minorticks_off()
+    return figure, frame
+
+
+def training_curves(
+    logs: Mapping[str, pd.DataFrame], parts: Mapping[str, str], title: str, smooth: int = 20
+) -> Drawn:
+    """The parts of the loss over the steps, one panel per part, one line per training.
+
+    ``logs`` maps name to a per-step log; ``parts`` maps its columns to panel titles with units. Lines are
+    running means over ``smooth`` steps. Data: run, step and the parts as drawn. The text before the
+    first ", " of a name (e.g. "CMA, seed 0") decides its colour, so that seeds of a method share one.
+    """
+    means = {
+        name: log.set_index("step")[list(parts)].rolling(smooth, min_periods=1).mean()
+        for name, log in logs.items()
+    }
+    frame = pd.concat(means, names=["run"]).reset_index()
+    method = frame["run"].str.split(", ").str[0]
+    runs = {"hue": method, "palette": style.method_colours(method), "units": frame["run"], "estimator": None}
+    xlabel = f"step (running mean over {smooth})"
+    figure, _ = style.curves(frame, parts, title, xlabel, x="step", alpha=0.85, **runs)
+    return figure, frame
 
 
 def mistakes(
@@ -95,19 +138,17 @@ def mistakes(
     line "column: value" beside the picture (floats with three digits; wrapped at ``width`` characters, two
     lines at most), so name them in words.
     """
-    columns = min(columns, len(images))
-    shape = {"columns": 2 * columns, "width_ratios": [1, 2.7] * columns}
-    figure, axes = panels([""] * 2 * len(images), title, height=1.25, **shape)
-    rows = zip(axes[::2], axes[1::2], images, frame.to_dict("records"), strict=True)
-    for picture, words, image, row in rows:
-        picture.imshow(np.clip(image, 0, 1), interpolation="nearest")
+    figure, axes = style.panels([""] * len(images), title, columns, height=1.25)
+    for ax, image, row in zip(axes, images, frame.to_dict("records"), strict=True):
+        ax.imshow(np.clip(image, 0, 1), interpolation="nearest")
+        ax.set_anchor("W")
+        ax.set_axis_off()
         lines = []
         for name, value in row.items():
             line = f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}"
             lines += textwrap.wrap(line, width, max_lines=2, placeholder=" …", subsequent_indent="   ")
-        words.text(0, 0.5, "\n".join(lines), va="center", fontsize=8.5, transform=words.transAxes)
-        picture.set_axis_off()
-        words.set_axis_off()
+        beside = ax.text(1.06, 0.5, "\n".join(lines), va="center", fontsize=8.5, transform=ax.transAxes)
+        beside.set_in_layout(False)  # else the pictures shrink to make room for it
     return figure, frame
 
 
@@ -117,12 +158,15 @@ def gallery(rows: Mapping[str, Sequence[np.ndarray]], title: str) -> Drawn:
     ``rows`` maps set name to (H, W, 3) arrays in [0, 1], of one size within a set.
     """
     shown = [len(images) for images in rows.values()]
-    figure, axes = panels([""] * len(rows), title, columns=1, height=WIDTH / max(shown))
+    figure, axes = style.panels([""] * len(rows), title, columns=1, height=style.WIDTH / max(shown))
     for ax, (name, images) in zip(axes, rows.items(), strict=True):
-        # a strip is one picture: a hundred small axes take seconds to draw
-        strip = np.hstack([np.pad(image, ((0, 0), (1, 1), (0, 0)), constant_values=1) for image in images])
-        ax.imshow(strip.clip(0, 1), interpolation="nearest")
-        ax.set(xlim=(0, strip.shape[1] / len(images) * max(shown)), xticks=[], yticks=[])
+        size = images[0].shape if len(images) else (1, 1, 3)
+        strip = np.ones((max(shown), *size))  # white where a set has fewer images
+        strip[: len(images)] = np.reshape(images, (-1, *size)).clip(0, 1)
+        gaps = np.pad(strip, ((0, 0), (0, 0), (0, 1 + size[1] // 15), (0, 0)), constant_values=1)
+        ax.imshow(np.hstack(gaps), interpolation="nearest")  # one picture: a hundred small axes take seconds
         ax.set_ylabel(name, rotation=0, ha="right", va="center")
+        ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
+    axes[-1].set_xlabel(" ")  # room for the run's id
     return figure, pd.DataFrame({"set": list(rows), "images shown": shown})

@@ -30,6 +30,7 @@ RC = {
     "legend.frameon": False,
 }
 Drawn = tuple[Figure, pd.DataFrame]
+Panels = tuple[Figure, list[Axes]]
 
 
 def look(group: str) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def method_colours(methods: Iterable[str]) -> dict[str, str]:
 
 def panels(
     names: Iterable[str], title: str, columns: int = 3, height: float = PANEL, **keywords: Any
-) -> tuple[Figure, list[Axes]]:
+) -> Panels:
     """A figure with an axes for each name, in rows of at most ``columns``, each row ``height`` inches.
 
     ``keywords`` are those of plt.subplots.
@@ -72,15 +73,28 @@ def panels(
 
 
 def legend(figure: Figure, xlabel: str = "") -> None:
-    """One legend of all panels below them, under their common x label (a supxlabel would collide with it)."""
+    """One legend of all panels below them, its title their common x label (a supxlabel would collide)."""
     named: dict[str, Any] = {}
     for ax in figure.axes:
         named |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         if ax.get_legend():
             ax.get_legend().remove()
-    fitting = 120 // (max(map(len, named)) + 4)
-    place = {"loc": "outside lower center", "ncols": min(len(named), max(fitting, 1), 5)}
-    figure.legend(named.values(), named, **place, title=xlabel or None, markerscale=1.4)
+    fitting = 120 // (max(map(len, named), default=0) + 4)
+    place = {"loc": "outside lower center", "ncols": min(max(fitting, 1), len(named) or 1, 5)}
+    figure.legend(named.values(), named, **place, title=xlabel, markerscale=1.4)
+
+
+def curves(
+    frame: pd.DataFrame, labels: Mapping[str, str], title: str, xlabel: str, **keywords: Any
+) -> Panels:
+    """seaborn's lineplot of several columns of ``frame``, a panel for each."""
+    figure, axes = panels(labels.values(), title, sharex=True)
+    for ax, column in zip(axes, labels, strict=True):
+        sns.lineplot(frame, y=column, errorbar=None, linewidth=1.2, ax=ax, **keywords)
+        ax.set(xlabel="", ylabel="")
+        ax.margins(y=0.2)
+    legend(figure, xlabel)
+    return figure, axes
 
 
 def scatter(ax: Axes, groups: Mapping[str, np.ndarray], alpha: float = 0.8) -> None:
