@@ -23,11 +23,8 @@ from ood_utils.plots import style  # noqa: E402
 def world():
     rng = np.random.default_rng(0)
     centres, push, labels = rng.normal(size=(8, 12)), 2 * np.eye(12)[0], np.arange(64) % 8
-    rows = (
-        centres[labels] + 0.5 * rng.normal(size=(64, 12)) + push,
-        centres - push,
-        rng.normal(size=(30, 12)) + push,
-    )
+    images = centres[labels] + 0.5 * rng.normal(size=(64, 12)) + push
+    rows = images, centres - push, rng.normal(size=(30, 12)) + push
     images, texts, ood = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rows)
     return images, texts, labels, ood
 
@@ -113,9 +110,8 @@ def test_neighbourhoods_print_their_error(world):
 
 def test_gap_sweep(world):
     images, texts, labels, _ = world
-    frame = geometry.gap_shift(
-        images, texts[labels], labels, texts, [-0.5, 0, 0.5, 1], score=lambda i, t: 0.5
-    )
+    moves = [-0.5, 0, 0.5, 1]
+    frame = geometry.gap_shift(images, texts[labels], labels, texts, moves, score=lambda i, t: 0.5)
     figure, data = drawn(plots.gap_sweep(frame, "t"), 4)
     assert "AUROC" in words(figure) and len(figure.axes) == 3 and data is frame
 
@@ -141,9 +137,7 @@ def test_scores_agree_with_metrics():
 
 
 def test_mistakes():
-    frame = pd.DataFrame(
-        {"drawn": ["arrow " * 30] * 3, "nearest text": ["a letter"] * 3, "cosine": [0.12345] * 3}
-    )
+    frame = pd.DataFrame({"drawn": ["arrow " * 30] * 3, "nearest text": "a letter", "cosine": 0.12345})
     figure, _ = drawn(plots.mistakes([np.zeros((8, 8, 3))] * 3, frame, "t"), 3)
     assert "cosine: 0.123" in words(figure) and "…" in words(figure)
     drawn(plots.mistakes([np.zeros((8, 8, 3))], frame[:1], "t"), 1)
@@ -152,16 +146,15 @@ def test_mistakes():
 def test_training_curves_and_lam_sweep():
     log = pd.DataFrame({"step": range(30), "clip": np.linspace(2, 1, 30), "positive": 0.5})
     logs = {"CMA, seed 0": log, "CMA, seed 1": log, "FLYP, seed 0": log}
-    figure, data = drawn(
-        plots.training_curves(logs, {"clip": "CLIP loss (nats)", "positive": "cosine"}, "t"), 90
-    )
+    parts = {"clip": "CLIP loss (nats)", "positive": "cosine"}
+    figure, data = drawn(plots.training_curves(logs, parts, "t"), 90)
     assert list(data) == ["run", "step", "clip", "positive"]
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["CMA", "FLYP"]
     frame = pd.DataFrame(
         {"lam": [0, 1e-3, 0.1], "centroid_gap": [0.8, 0.4, 0], "accuracy": 0.5, "auroc": 0.9}
     )
     figure, _ = drawn(plots.lam_sweep(frame, "t", chosen=1e-3), 3)
-    assert "chosen: 0.001" in words(figure)
+    assert "dashed: 0.001, the one chosen" in words(figure)
     drawn(plots.lam_sweep(frame.iloc[:1], "t"), 1)
 
 
@@ -174,12 +167,15 @@ def test_results(intervals):
     figure, data = drawn(plots.results(frame, "t", metric="auroc"), 8)
     assert "AUROC (higher = better)" in words(figure)
     assert to_hex(figure.axes[0].lines[0].get_color()) == style.METHOD_COLOURS["zero-shot"].lower()
+    ends = figure.axes[0].collections[0].get_segments()[0][:, 0]
+    assert ends == pytest.approx([0.2, 0.5] if intervals else [0.3, 0.3])
 
 
 def test_class_gaps(world):
     images, texts, labels, _ = world
     frame = geometry.per_class_gap(images, labels, texts)
     figure, data = drawn(plots.class_gaps(frame, "t", [f"class {k}" for k in range(8)]), 8)
+    assert list(data["name"]) == [f"class {k}" for k in frame["class"]]
     assert f"class {frame['cosine'].idxmin()}" in words(figure)
     drawn(plots.class_gaps(frame, "t"), 8)
 

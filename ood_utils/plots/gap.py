@@ -29,10 +29,10 @@ def cosine_families(models: Mapping[str, Mapping[str, np.ndarray]], title: str, 
     edges, frames = np.linspace(values.min() - 0.02, values.max() + 0.02, bins + 1), {}
     for ax, (model, families) in zip(axes, models.items(), strict=True):
         families = dict(sorted(families.items(), key=lambda family: np.median(family[1])))
-        colours = [FAMILIES[family] for family in families]
+        colours = [FAMILIES.get(family, "black") for family in families]
         frames[model] = style.histogram(ax, families, colours, edges)
-        for median, colour in zip(frames[model]["median"].unique(), colours, strict=True):
-            ax.axvline(median, ymax=0.14, color=colour, linewidth=2.5)
+        for cosines, colour in zip(families.values(), colours, strict=True):
+            ax.axvline(np.median(cosines), ymax=0.14, color=colour, linewidth=2.5)
         sns.move_legend(ax, "upper left", bbox_to_anchor=(1, 1))
     axes[-1].set_xlabel("cosine (thick ticks: medians)")
     frame = pd.concat(frames, names=["model", None]).reset_index("model")
@@ -71,7 +71,7 @@ def class_gaps(frame: pd.DataFrame, title: str, names: Sequence[str] | None = No
     ``frame`` from ``geometry.per_class_gap``; ``names`` (K,): the ``label`` classes furthest from the shared
     direction are drawn as numbers and named. Data: ``frame``, with a column "name" where names are given.
     """
-    furthest = frame.nsmallest(label, "cosine")[: None if names is not None else 0]
+    furthest = frame.nsmallest(0 if names is None else label, "cosine")
     if names is not None:
         frame = frame.assign(name=[names[k] for k in frame["class"]])
     figure, (ax,) = style.panels([""], title, height=4.2)

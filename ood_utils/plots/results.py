@@ -94,14 +94,13 @@ def lam_sweep(
     usual = {"centroid_gap": "centroid gap", "accuracy": "ID accuracy", "auroc": "validation AUROC"}
     labels = labels or usual
     lams = np.unique(frame["lam"])
-    xlabel = "lam, the weight of the alignment (0 = FLYP)"
+    taken = f"; dashed: {chosen:g}, the one chosen" if chosen is not None else ""
+    xlabel = f"lam, the weight of the alignment (0 = FLYP{taken})"
     figure, axes = style.curves(frame, labels, title, xlabel, x="lam", color=style.INK)
     for ax, column in zip(axes, labels, strict=True):
         ax.scatter(frame["lam"], frame[column], color=style.INK, s=18, zorder=3)
         if chosen is not None:
             ax.axvline(chosen, color=style.METHOD_COLOURS["CMA"], linewidth=1.2, linestyle="--")
-            place = {"x": chosen, "y": 0.98, "va": "top", "transform": ax.get_xaxis_transform()}
-            ax.text(s=f" chosen: {chosen:g}", color=style.METHOD_COLOURS["CMA"], fontsize=9, **place)
         ax.set_xscale("symlog", linthresh=min(lams[lams > 0], default=1.0), linscale=0.6)
         ax.set_xticks(lams, [f"{lam:g}" for lam in lams], rotation=45)
         ax.minorticks_off()
