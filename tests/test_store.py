@@ -84,7 +84,7 @@ def test_figures_carry_the_run_and_their_data(begun):
 
     figure, axes = plt.subplots(figsize=(2, 2))
     axes.plot([0, 1])
-    path = begun.path("figures", "line.png")
+    path = begun.folder / "figures" / "line.png"
     begun.save_figure("line", figure, pd.DataFrame({"x": [0, 1]}))
     first = path.read_bytes()
     assert [text.get_text() for text in figure.texts] == [begun.id]
@@ -101,9 +101,3 @@ def test_results_are_plain_json(begun):
     assert saved == {"gap": 0.5, "n": 3, "x": None, "rows": [0, 1]}
     with pytest.raises(UserError, match="run notebook 02_train first"):
         begun.load_results("02_train")
-
-
-def test_paths_are_made_and_kinds_are_known(begun):
-    assert begun.path("checkpoints", "cma-0/model").parent.is_dir() and begun.path("embeddings").is_dir()
-    with pytest.raises(ValueError, match="did you mean figures"):
-        begun.path("figure")
