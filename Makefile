@@ -18,11 +18,11 @@ WHOLE := $(shell $(PY) -c "import sys; from importlib.util import find_spec; \
   2>/dev/null && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lab lint format reference lock clean FORCE
+.PHONY: help setup reproduce test test-portable lab lint format reference lock clean FORCE
 
 help: ## say what each target does (the default)
 	@echo "make TARGET [PROFILE=glyphs] [ARGS='...'] [PYTHON=python3.12]"
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-13s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## make .venv with the pinned packages and this package (the other targets do it for you)
 
@@ -30,9 +30,12 @@ reproduce: $(STAMP) ## run the notebook series of PROFILE and write its report t
 	@echo "reproduce: running the notebooks with profile $(PROFILE); what is done already is skipped"
 	@$(PY) -m ood_utils run --profile $(PROFILE) $(ARGS)
 
-test: $(STAMP) ## run the tests (ARGS='-k name' picks some)
+test: $(STAMP) ## run the tests (ARGS='-m "not slow"' for daily work, ARGS='-k name' picks some)
 	@echo "test: running the tests in two processes, one thread each"
 	@$(ONE_THREAD) $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-portable: $(STAMP) ## run the numeric tests as older CPUs with 1, 2 and 4 threads would
+	@$(PY) tests/portable.py $(ARGS)
 
 lab: $(STAMP) ## open JupyterLab on notebooks/
 	@echo "lab: starting JupyterLab on notebooks/; Ctrl-C stops it"
