@@ -1,4 +1,4 @@
-"""Image files: torchvision's pixels against PIL's, PIL where torchvision refuses, files that are no images."""
+"""Image files: torchvision's pixels against PIL's, PIL where that refuses, files that are no images."""
 
 from __future__ import annotations
 
