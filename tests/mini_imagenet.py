@@ -18,7 +18,10 @@ SYNSETS = {  # wnid -> words of its synset in WordNet 3.0, for the classes used 
     "n01494475": ["hammerhead", "hammerhead_shark"],
     "n01496331": ["electric_ray", "crampfish", "numbfish", "torpedo"],
 }
-PLACES = "anchor bridge canyon desert engine forest garden harbour island jungle kettle ladder meadow needle orchard"
+PLACES = (
+    "anchor bridge canyon desert engine forest garden harbour "
+    "island jungle kettle ladder meadow needle orchard"
+)
 QUALITIES = (
     "able bright calm dark early faint grey heavy icy jolly keen loud mild narrow odd plain quiet rough soft"
 )
