@@ -54,7 +54,7 @@ format: $(STAMP) ## format the code and strip the notebooks' outputs
 	@$(if $(NOTEBOOKS),$(PY) -m nbstripout --keep-id $(NOTEBOOKS))
 
 reference: $(STAMP) ## copy the finished run of PROFILE into outputs/reference and its headline into the README
-	@$(PY) -m ood_utils.reference $(PROFILE)
+	@$(PY) -m ood_utils.tools.reference $(PROFILE)
 
 lock: $(STAMP) ## resolve requirements.lock anew after a change of pyproject.toml (ARGS=--upgrade: newest versions)
 	@echo "lock: resolving requirements.lock with uv"

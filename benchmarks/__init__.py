@@ -1,1 +1,1 @@
-"""Speed and size, measured by hand with `python -m benchmarks`; never timed in a test. Figures: RESULTS.md."""
+"""Speed and size, measured by hand with `python -m benchmarks`, never in a test. Figures: RESULTS.md."""

@@ -10,7 +10,7 @@ from . import record
 
 
 def rows_of(section: str, options: argparse.Namespace) -> list[record.Row]:
-    """Measure one section; what it measures is imported here, so that one section needs no other's modules."""
+    """Measure one section; what it measures is imported here, so that no section needs another's modules."""
     if section == "series":
         from . import series
 
@@ -56,14 +56,12 @@ def main() -> None:
         record.TABLE.write_text(record.render(record.read()))
         return
     sections = options.sections or list(record.TITLES)
-    if (
-        len(sections) > 1
-    ):  # each in a process of its own: memory that one has freed would hide what the next needs
+    # each section in a process of its own: memory that one has freed would hide what the next needs
+    if len(sections) > 1:
         shared = [f"--{name}={getattr(options, name)}" for name in ("profile", "scale", "workers", "threads")]
         for section in sections:
-            subprocess.run(
-                [sys.executable, "-m", "benchmarks", section, *shared], cwd=record.HERE.parent, check=True
-            )
+            command = [sys.executable, "-m", "benchmarks", section, *shared]
+            subprocess.run(command, cwd=record.HERE.parent, check=True)
         return
     if options.threads:
         import torch
@@ -72,9 +70,8 @@ def main() -> None:
     rows = rows_of(sections[0], options)
     for row in rows:
         share = f"  share {record.figure(row.share)}" if row.share is not None else ""
-        print(
-            f"{row.section}: {row.what}: {record.figure(row.value) or row.status} {row.unit}{share}  {row.met()}"
-        )
+        value = record.figure(row.value) or row.status
+        print(f"{row.section}: {row.what}: {value} {row.unit}{share}  {row.met()}")
     if options.scale == 1:
         record.append(rows)
         record.TABLE.write_text(record.render(record.read()))

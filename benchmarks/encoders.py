@@ -1,8 +1,8 @@
-"""Embedding and fine-tuning: images, texts and samples a second, as a share of the device's matrix-product ceiling.
+"""Embedding and fine-tuning: items a second, as a share of the device's matrix-product ceiling.
 
-GlyphCLIP on the CPU in float32, ViT-B/16 (random weights: speed does not depend on them) on CUDA in bf16. "Resident"
-rows have their batch on the device, so they show the model's speed alone; the others call the package's own functions
-on images in memory, data loader included, and leave out only decoding.
+GlyphCLIP on the CPU in float32, ViT-B/16 (random weights: speed does not depend on them) on CUDA in bf16.
+"Resident" rows have their batch on the device, so they show the model's speed alone; the others call the
+package's own functions on images in memory, data loader included, and leave out only decoding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .measure import Peak, ceiling, seconds, side_by_side, synchronise
 from .record import Row, waiting
 
 if TYPE_CHECKING:
-    from ood_utils.training import Recipe
+    from ood_utils.config import Recipe
 
 POOL = 64  # different images in memory, served again and again
 
@@ -68,7 +68,7 @@ PLANNED = {  # rows of the CUDA lane, to be named where there is no CUDA: (what,
 
 
 class Resident(Dataset):
-    """``count`` images from a small pool in memory, labels 0 to ``classes`` - 1: a data set that costs no decoding."""
+    """``count`` images from a small pool in memory, labels 0 to ``classes`` - 1: nothing to decode."""
 
     def __init__(self, count: int, side: int, classes: int) -> None:
         self.pool = torch.randn(POOL, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -141,9 +141,8 @@ def encode_rows(lane: Lane, scale: float, workers: int) -> list[Row]:
     embeddings.encode_texts(model, tokenizer, texts, **options)
     text_time = seconds(lambda: embeddings.encode_texts(model, tokenizer, texts, **options), 2, lane.device)
     batch = images.pool[:8].to(lane.device)
-    image_flops = flops(lambda: model.encode_image(batch)) / len(
-        batch
-    )  # with gradient: MHA's fused path is not counted
+    # with gradient, as MHA's fused path is not counted
+    image_flops = flops(lambda: model.encode_image(batch)) / len(batch)
     tokens = tokenizer(texts[::97]).to(lane.device)  # each text alone: its own length, no padding counted
     text_flops = np.mean([flops(lambda row=row: models.encode_text(model, row[None])) for row in tokens])
     resident = resident_seconds(model, lane)
@@ -173,12 +172,11 @@ def resident_seconds(model: nn.Module, lane: Lane) -> float:
 
 def train_rows(lane: Lane, scale: float, workers: int) -> list[Row]:
     """Samples a second of ``training``, and of the official recipe's loop."""
-    from ood_utils import models, training
+    from ood_utils import models
+    from ood_utils.config import Recipe
 
     texts, steps = class_texts(lane.model), max(2, int(lane.steps * scale))
-    recipe = training.Recipe(
-        batch=lane.train_batch, precision=lane.precision, warmup=1, model=lane.model, lr=1e-5
-    )
+    recipe = Recipe(batch=lane.train_batch, precision=lane.precision, warmup=1, model=lane.model, lr=1e-5)
     model, _, tokenizer = models.load(lane.model, "random", lane.device)
     best = ceiling(lane.device, lane.precision != "fp32")
     with Peak(lane.device) as peak:
@@ -198,9 +196,8 @@ def train_rows(lane: Lane, scale: float, workers: int) -> list[Row]:
         (rate[1], plain / ours),
         (peak.gb, None),
     ]
-    return named(
-        "train", lane, [(float(v), None if s is None else float(s)) for v, s in figures], best, workers
-    )
+    figures = [(float(value), None if share is None else float(share)) for value, share in figures]
+    return named("train", lane, figures, best, workers)
 
 
 def function_seconds(
@@ -212,9 +209,7 @@ def function_seconds(
     steps: int,
     workers: int,
 ) -> float:
-    """Seconds a step of ``fine_tune`` in the steady state: a longer run less a shorter one, so that set-up cancels."""
-    from dataclasses import replace
-
+    """Seconds a step of ``fine_tune`` in the steady state: a longer run less a shorter one (no set-up)."""
     from ood_utils import data, training
 
     dataset = Resident(max(1, steps) * 4 * lane.train_batch, lane.side, len(texts))
@@ -222,7 +217,7 @@ def function_seconds(
 
     def run(count: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            changed = replace(recipe, steps=count)
+            changed = recipe.model_copy(update={"steps": count})
             options = {"device": lane.device, "progress": False, "save_every": 10**9, "workers": workers}
             call = lambda: training.fine_tune(model, tokenizer, train, texts, changed, folder, **options)  # noqa: E731
             return seconds(call, 1, lane.device)
@@ -240,7 +235,8 @@ def resident_step(
 
     dataset = Resident(lane.train_batch, lane.side, len(texts))
     train = data.ImageSet("resident", "id", dataset, dataset.labels, [""] * len(dataset), "resident")
-    run = training._Run(model, tokenizer(texts), train, recipe, folder, "benchmark", lane.device)
+    tokens = tokenizer(texts)
+    run = training.FineTuning(model, tokens, train, recipe, folder, "benchmark", lane.device)
     images = torch.randn(lane.train_batch, 3, lane.side, lane.side, device=lane.device)
     labels = torch.from_numpy(dataset.labels)
 
@@ -253,7 +249,7 @@ def resident_step(
 
 
 def official_step(lane: Lane, model: nn.Module, tokens: Tensor) -> object:
-    """The official recipe's step as its training script does it: fp32, a text per image at full context, one AdamW group."""
+    """The step of the official training script: fp32, a text per image at full context, one AdamW group."""
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1)
     images = torch.randn(lane.train_batch, 3, lane.side, lane.side, device=lane.device)

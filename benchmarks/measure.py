@@ -51,7 +51,7 @@ def tree_memory(process: psutil.Process) -> int:
 
 
 class Peak(AbstractContextManager["Peak"]):
-    """Most memory used above what was in use on entry, ``.gb``: of the device on CUDA, else of this process."""
+    """Most memory used above that in use on entry, ``.gb``: of the device on CUDA, else of this process."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.cuda, self.gb = device.startswith("cuda"), 0.0

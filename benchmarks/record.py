@@ -90,7 +90,7 @@ def append(rows: list[Row], path: Path = RESULTS) -> None:
 
 
 def latest(rows: list[Row]) -> list[Row]:
-    """The newest figure of each measurement on each machine; a waiting row only where no machine has a figure."""
+    """The newest figure of each measurement on each machine; a waiting row where no machine has a figure."""
     measured = {(row.section, row.what, row.machine): row for row in rows if row.status == MEASURED}
     done = {(section, what) for section, what, _ in measured}
     idle = {(row.section, row.what, ""): row for row in rows if (row.section, row.what) not in done}
@@ -109,25 +109,13 @@ def render(rows: list[Row]) -> str:
     lines = ["# Benchmarks", "", "Made by `python -m benchmarks`; older figures are in `results.csv`."]
     lines += ["A share is a fraction of the ceiling, or a multiple of the baseline, that the row names.", ""]
     for section, title in TITLES.items():
-        lines += [
-            f"## {title}",
-            "",
-            "| what | value | unit | share | target | met | machine | commit, date |",
-        ]
+        lines += [f"## {title}", ""]
+        lines += ["| what | value | unit | share | target | met | machine | commit, date |"]
         lines += ["|---|---:|---|---:|---|---|---|---|"]
         for row in (row for row in latest(rows) if row.section == section):
             where = row.machine if row.status == MEASURED else f"{row.status}: `{row.command}`"
             origin = f"{row.commit}, {row.date}" if row.status == MEASURED else ""
-            cells = [
-                row.what,
-                figure(row.value),
-                row.unit,
-                figure(row.share),
-                row.target,
-                row.met(),
-                where,
-                origin,
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+            numbers = [figure(row.value), row.unit, figure(row.share), row.target, row.met()]
+            lines.append("| " + " | ".join([row.what, *numbers, where, origin]) + " |")
         lines.append("")
     return "\n".join(lines)

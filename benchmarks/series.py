@@ -37,7 +37,7 @@ def reproduce(profile: str, outputs: str) -> tuple[float, float]:
 
 
 def measure(profile: str, scale: float = 1.0) -> list[Row]:
-    """Rows of the series for one profile, run in an empty outputs folder (OOD_OUTPUTS, or a temporary one)."""
+    """Rows of the series for one profile, run in an empty folder (OOD_OUTPUTS, or a temporary one)."""
     command = f"python -m benchmarks series --profile {profile}"
     most_seconds, most_memory = LIMITS.get(profile, (None, None))
     with tempfile.TemporaryDirectory() as temporary:

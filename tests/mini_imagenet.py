@@ -1,4 +1,4 @@
-"""A miniature ImageNet in the real layouts: train and val by wnid, MOS and OpenOOD sets with their lists, a WordNet."""
+"""A miniature ImageNet in the real layouts: train and val by wnid, MOS and OpenOOD sets, lists, a WordNet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ood_utils import data
+from ood_utils.data.lanes.imagenet import SETS
 
 LICENCE = "  1 This software and database is being provided to you, the LICENSEE, by  \n"
 SYNSETS = {  # wnid -> words of its synset in WordNet 3.0, for the classes used here
@@ -18,7 +18,10 @@ SYNSETS = {  # wnid -> words of its synset in WordNet 3.0, for the classes used 
     "n01494475": ["hammerhead", "hammerhead_shark"],
     "n01496331": ["electric_ray", "crampfish", "numbfish", "torpedo"],
 }
-PLACES = "anchor bridge canyon desert engine forest garden harbour island jungle kettle ladder meadow needle orchard"
+PLACES = (
+    "anchor bridge canyon desert engine forest garden harbour "
+    "island jungle kettle ladder meadow needle orchard"
+)
 QUALITIES = (
     "able bright calm dark early faint grey heavy icy jolly keen loud mild narrow odd plain quiet rough soft"
 )
@@ -38,10 +41,11 @@ def wordnet(folder: Path) -> Path:
     """A Princeton-format dict folder: the synsets of the classes, some places, some qualities."""
 
     def line(offset: str, number: int, kind: str, words: list[str]) -> str:
-        return f"{offset} {number:02d} {kind} {len(words):02x} {' '.join(f'{w} 0' for w in words)} 000 | a gloss\n"
+        pairs = " ".join(f"{w} 0" for w in words)
+        return f"{offset} {number:02d} {kind} {len(words):02x} {pairs} 000 | a gloss\n"
 
     nouns = [line(wnid[1:], 5, "n", names) for wnid, names in SYNSETS.items()]
-    # "goldfish" and a synonym once more, where NegLabel's corpus does not leave them out: leaks for `clean` to find
+    # "goldfish" and a synonym again, where NegLabel's corpus does not leave them out: leaks for `clean`
     nouns += [
         line(f"{i:08d}", 6, "n", [w])
         for i, w in enumerate([*PLACES.split(), "goldfish", "man-eater"], start=1)
@@ -54,7 +58,7 @@ def wordnet(folder: Path) -> Path:
 
 
 def build(root: Path, classes: int = 3, images: int = 4, ood: int = 3) -> Path:
-    """Everything below ``root``: ``classes`` wnids with ``images`` each in train and val, ``ood`` images a set."""
+    """Everything below ``root``: ``classes`` wnids of ``images`` in train and val, ``ood`` images a set."""
     lists = root / "benchmark_imglist/imagenet"
     lists.mkdir(parents=True)
     held = []
@@ -65,7 +69,7 @@ def build(root: Path, classes: int = 3, images: int = 4, ood: int = 3) -> Path:
             noise(root / "imagenet/val" / wnid / f"ILSVRC2012_val_{k}{i}.JPEG", mode, 5000 + k * 99 + i, k)
         held += [f"imagenet_1k/val/ILSVRC2012_val_{k}{i}.JPEG {k}" for i in range(max(1, images // 4))]
     (lists / "val_imagenet.txt").write_text("\n".join(held))
-    for number, (name, (_, folder, listed, _)) in enumerate(data.IMAGENET_SETS.items()):
+    for number, (name, (_, folder, listed, _)) in enumerate(SETS.items()):
         paths = [Path(name) / f"{i}.jpg" for i in range(ood)]
         for i, path in enumerate(paths):
             noise(root / folder / path, seed=100 * number + i, colour=number % 7)

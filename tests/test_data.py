@@ -1,29 +1,38 @@
-"""The three lanes of data: the glyph world, a user's folders, and a miniature ImageNet in the real layouts."""
+"""The lanes of data: the glyph world, a user's folders, and a miniature ImageNet in the real layouts."""
 
 from __future__ import annotations
 
-import copy
-import pickle
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import mini_imagenet
-import numpy as np
 import pytest
 import torch
 
-from ood_utils import data, glyphs
-from ood_utils.errors import UnreadableImage, UserError
+from ood_utils import data, registry
+from ood_utils.config import Profile
+from ood_utils.data import glyph_world as glyphs
+from ood_utils.data.lanes.imagenet import SETS, wnids
+from ood_utils.errors import UserError
 
 
-def _profile(**values) -> SimpleNamespace:
-    defaults = {
-        "data": "glyphs", "data_root": "", "ood_roots": {}, "ood_groups": {}, "id_classes": 20, "id_views": 1,
-        "ood_images": 30, "train_images": 0, "data_seed": 0, "model": "RN50", "pretrained": "random",
-        "crop_scale": [0.9, 1.0], "corpus": "names", "corpus_words": 0,
-    }  # fmt: skip
-    return SimpleNamespace(**(defaults | values))
+def _profile(**values) -> Profile:
+    return Profile(**({"id_classes": 20, "id_views": 1, "ood_images": 30} | values))
+
+
+def _with(profile: Profile, **values) -> Profile:
+    """The profile with values that it would itself refuse, too."""
+    return profile.model_copy(update=values)
+
+
+def test_a_lane_is_a_file_found_by_its_name() -> None:
+    files = Path(data.__file__).parent.glob("lanes/[!_]*.py")
+    assert registry.names("data/lanes") == sorted(file.stem for file in files)
+    for name in registry.names("data/lanes"):
+        lane = registry.find("data/lanes", name)
+        assert callable(lane.study) and callable(lane.needs), name
+    with pytest.raises(UserError, match="data = 'glyps' is refused.*did you mean glyphs"):
+        Profile(data="glyps")
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +47,8 @@ def test_glyph_sets_have_the_groups_and_sizes_asked_for(study) -> None:
     assert len(study.id_test) == 20 * len(glyphs.TEST_FACES) and set(study.id_test.labels) == set(range(20))
     for image_set in study.sets.values():
         image, label = image_set.dataset[len(image_set) - 1]
-        assert (
-            image.shape == (3, glyphs.SIDE, glyphs.SIDE)
-            and image.dtype == torch.float32
-            and abs(image).max() <= 1
-        )
+        assert image.shape == (3, glyphs.SIDE, glyphs.SIDE) and image.dtype == torch.float32
+        assert abs(image).max() <= 1
         assert label == image_set.labels[-1] and len(image_set.ids) == len(image_set)
 
 
@@ -83,11 +89,20 @@ def test_fewer_classes_are_a_part_of_all(study) -> None:
     assert part.ood["arrows"].fingerprint == study.ood["arrows"].fingerprint
 
 
-# --- folders -----------------------------------------------------------------------------------------------------
+def test_glyphs_need_nothing_and_a_corpus_its_file(tmp_path: Path) -> None:
+    assert list(data.needs(_profile())) == []
+    missing = list(data.needs(_profile(corpus=str(tmp_path / "words.txt"))))
+    assert [need.ok for need in missing] == [False] and "wordnet-base" in missing[0].remedy
+    (tmp_path / "words.txt").write_text("anchor\n")
+    there = list(data.needs(_profile(corpus=str(tmp_path / "words.txt"))))
+    assert [need.ok for need in there] == [True] and "words.txt" in str(there[0])
+
+
+# --- folders --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> SimpleNamespace:
+def folders(tmp_path: Path) -> Profile:
     for k, name in enumerate(("red_fox", "wolf")):
         for i in range(10):
             mini_imagenet.noise(tmp_path / "id" / name / f"{i}.jpg", seed=10 * k + i)
@@ -97,8 +112,9 @@ def folders(tmp_path: Path) -> SimpleNamespace:
     roots = {"cars": str(tmp_path / "ood"), "held": str(tmp_path / "val")}
     groups = {"cars": "far", "held": "validation"}
     return _profile(
-        data="folder", data_root=str(tmp_path / "id"), ood_roots=roots, ood_groups=groups, id_classes=0
-    )
+        data="folder", data_root=str(tmp_path / "id"), ood_roots=roots, ood_groups=groups, id_classes=0,
+        model="RN50", pretrained="random",
+    )  # fmt: skip
 
 
 def test_a_folder_of_classes_is_split(folders) -> None:
@@ -125,17 +141,25 @@ def test_a_folder_of_classes_is_split(folders) -> None:
     ],
 )
 def test_wrong_folders_are_named(folders, change: dict, said: str) -> None:
-    profile = copy.copy(folders)
-    profile.__dict__.update(change)
     with pytest.raises(UserError, match=said):
-        data.load(profile)
+        data.load(_with(folders, **change))
+
+
+def test_missing_folders_are_needs_not_met(folders) -> None:
+    assert [need.ok for need in data.needs(folders)] == [True] * 3
+    wrong = _with(folders, data_root="/nowhere", ood_roots={"cars": "/not/there"})
+    assert ["/nowhere" in str(need) or "/not/there" in str(need) for need in data.needs(wrong)] == [
+        True,
+        True,
+    ]
+    assert not any(need.ok for need in data.needs(wrong))
+    assert "ood_roots names no OoD set" in [need.what for need in data.needs(_with(folders, ood_roots={}))]
 
 
 def test_an_empty_folder_and_a_single_class_are_refused(folders, tmp_path) -> None:
     (tmp_path / "void").mkdir()
-    folders.ood_roots = {"void": str(tmp_path / "void")}
     with pytest.raises(UserError, match="empty"):
-        data.load(folders)
+        data.load(_with(folders, ood_roots={"void": str(tmp_path / "void")}))
     for path in (tmp_path / "id" / "wolf").iterdir():
         path.unlink()
     (tmp_path / "id" / "wolf").rmdir()
@@ -150,27 +174,13 @@ def test_a_class_folder_without_images_is_named(folders, tmp_path) -> None:
         data.load(folders)
 
 
-@pytest.mark.parametrize(("name", "mode"), [("cmyk.jpg", "CMYK"), ("palette.JPEG", "P"), ("grey.jpg", "L")])
-def test_odd_images_are_read_as_rgb(tmp_path, name: str, mode: str) -> None:
-    mini_imagenet.noise(tmp_path / name, mode)  # the palette one is a PNG named .JPEG, as ImageNet has some
-    image, _ = data.ImageFiles([tmp_path / name], np.array([0]), lambda x: torch.from_numpy(np.array(x)))[0]
-    assert image.shape == (24, 30, 3)
-
-
-def test_a_corrupt_image_is_named_and_crosses_processes(tmp_path) -> None:
-    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
-    with pytest.raises(UnreadableImage, match="bad.jpg") as caught:
-        data.ImageFiles([tmp_path / "bad.jpg"], np.array([0]), lambda x: x)[0]
-    assert pickle.loads(pickle.dumps(caught.value)).path == str(tmp_path / "bad.jpg")
-
-
-# --- a miniature ImageNet ----------------------------------------------------------------------------------------
+# --- a miniature ImageNet -------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def imagenet(tmp_path: Path) -> SimpleNamespace:
+def imagenet(tmp_path: Path) -> Profile:
     mini_imagenet.build(tmp_path)
-    return _profile(data="imagenet", data_root=str(tmp_path), id_classes=3)
+    return _profile(data="imagenet", data_root=str(tmp_path), id_classes=3, model="RN50", pretrained="random")
 
 
 def test_the_imagenet_layouts_are_read(imagenet) -> None:
@@ -178,15 +188,29 @@ def test_the_imagenet_layouts_are_read(imagenet) -> None:
     assert study.class_names[:2] == ["tench", "goldfish"]
     assert len(study.id_val) == 3 and len(study.id_test) == 9 and len(study.train) == 12
     assert {"SSB-hard", "NINCO", "SUN", "Places", "OpenImage-O"} <= set(study.ood)
-    assert set(study.validation) == {"val_openimage_o"}
-    assert len(data.imagenet_wnids()) == 1000 == len(set(data.imagenet_wnids()))
+    assert set(study.validation) == {"val_openimage_o"} and set(study.ood) | set(study.validation) == set(
+        SETS
+    )
+    assert len(wnids()) == 1000 == len(set(wnids()))
+
+
+def test_what_is_missing_of_imagenet_is_said_with_its_source(imagenet, tmp_path) -> None:
+    assert all(need.ok is not False for need in data.needs(imagenet))
+    shutil.rmtree(tmp_path / "MOS/SUN")
+    (tmp_path / "benchmark_imglist/imagenet/test_ninco.txt").unlink()
+    shutil.rmtree(tmp_path / "imagenet/train/n01440764")
+    (tmp_path / "imagenet/val/strangers").mkdir()
+    faults = {need.what: need for need in data.needs(imagenet) if need.ok is False}
+    said = " ".join(faults)
+    assert len(faults) == 4 and "SUN (far, 10,000 images)" in said and "not test_ninco.txt" in said
+    assert "imagenet/train: 2 of 3 class folders" in said
+    assert [need.fault for need in faults.values() if "first 'strangers'" in need.what] == ["WRONG"]
+    assert all(need.remedy for need in faults.values())
 
 
 def test_wrong_imagenet_copies_are_refused(imagenet, tmp_path) -> None:
-    imagenet.id_classes = 0
     with pytest.raises(UserError, match="3 class folders, not 1000"):
-        data.load(imagenet)
-    imagenet.id_classes = 3
+        data.load(_with(imagenet, id_classes=0))
     for part in ("train", "val"):
         mini_imagenet.noise(tmp_path / "imagenet" / part / "n99999999/0.jpg")
         with pytest.raises(UserError, match=rf"{part} has 1 folders that are no ImageNet-1k wnid.*n99999999"):
@@ -202,28 +226,26 @@ def test_wrong_imagenet_copies_are_refused(imagenet, tmp_path) -> None:
 
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_999_of_1000_classes_name_the_missing_one(imagenet, tmp_path, part: str) -> None:
-    imagenet.id_classes = 0
+    whole = _with(imagenet, id_classes=0)
     for folder in ("train", "val"):
-        for wnid in data.imagenet_wnids()[3:]:
+        for wnid in wnids()[3:]:
             path = tmp_path / "imagenet" / folder / wnid / "0.JPEG"
             path.parent.mkdir()
             path.write_bytes(b"only its name is read here")
-    assert len(data.load(imagenet).class_names) == 1000
-    gone = data.imagenet_wnids()[500]
+    assert len(data.load(whole).class_names) == 1000
+    gone = wnids()[500]
     shutil.rmtree(tmp_path / "imagenet" / part / gone)
-    with pytest.raises(
-        UserError, match=rf"imagenet/{part} has 999 class folders, not 1000 .*id_classes = 0.*'{gone}'"
-    ):
-        data.load(imagenet)
+    said = rf"imagenet/{part} has 999 class folders, not 1000 .*id_classes = 0.*'{gone}'"
+    with pytest.raises(UserError, match=said):
+        data.load(whole)
 
 
 def test_train_and_val_must_hold_the_same_classes(imagenet, tmp_path) -> None:
-    *_, last, other = data.imagenet_wnids()[:4]
+    *_, last, other = wnids()[:4]
     train, val = tmp_path / "imagenet/train", tmp_path / "imagenet/val"
     (val / last).rename(val / other)  # as many folders, all wnids, and every label of the last class wrong
-    with pytest.raises(
-        UserError, match=rf"train has 3 class folders, not 4 \(train and val together\).*'{other}'"
-    ):
+    said = rf"train has 3 class folders, not 4 \(train and val together\).*'{other}'"
+    with pytest.raises(UserError, match=said):
         data.load(imagenet)
     shutil.rmtree(val / other)
     with pytest.raises(UserError, match=rf"imagenet/val has 2 class folders, not 3 .*'{last}'"):
@@ -234,7 +256,7 @@ def test_train_and_val_must_hold_the_same_classes(imagenet, tmp_path) -> None:
 
 
 def test_an_empty_or_incomplete_train_is_blamed_itself(imagenet, tmp_path) -> None:
-    first, second, _ = data.imagenet_wnids()[:3]
+    first, second, _ = wnids()[:3]
     train = tmp_path / "imagenet/train"
     for file in (train / first).iterdir():
         file.unlink()

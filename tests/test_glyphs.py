@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ood_utils import glyphs
+from ood_utils.data import glyph_world as glyphs
+from ood_utils.tools.datasheet import datasheet
 
 
 def test_the_world_has_the_size_the_datasheet_states() -> None:
@@ -20,18 +21,28 @@ def test_the_world_has_the_size_the_datasheet_states() -> None:
 
 def test_rendering_is_deterministic(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    drawn = glyphs._render()
-    assert np.array_equal(drawn["alphas"], glyphs.world().alphas)
+    drawn, world = glyphs._render(), glyphs.world()
+    assert np.array_equal(drawn["alpha"], world.alphas) and np.array_equal(drawn["face"], world.face)
 
 
-def test_a_broken_cache_is_drawn_again(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+@pytest.mark.parametrize("content", [b"half a file", np.arange(3)])
+def test_a_broken_or_foreign_cache_is_drawn_again(monkeypatch: pytest.MonkeyPatch, tmp_path, content) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(glyphs, "_render", lambda: {k: np.arange(3) for k in ("codepoint", "face", "alphas")})
-    folder = glyphs._cache_folder()
-    folder.mkdir(parents=True)
-    (folder / "codepoint.npy").write_bytes(b"half a file")
-    assert np.array_equal(glyphs._drawn()["face"], np.arange(3))
-    assert np.load(folder / "face.npy").tolist() == [0, 1, 2] and len(list(folder.parent.iterdir())) == 1
+    fresh = np.zeros(3, glyphs._DRAWING)
+    monkeypatch.setattr(glyphs, "_render", lambda: fresh)
+    file = glyphs._cache_file()
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content) if isinstance(content, bytes) else np.save(file, content)
+    assert np.array_equal(glyphs._drawn(), fresh)
+    assert np.array_equal(np.load(file), fresh) and list(file.parent.iterdir()) == [file]
+    assert isinstance(glyphs._drawn(), np.memmap)
+
+
+def test_without_a_place_for_the_cache_every_process_draws(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    (tmp_path / "a file").write_text("where a folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    monkeypatch.setattr(glyphs, "_render", lambda: np.zeros(3, glyphs._DRAWING))
+    assert len(glyphs._drawn()) == 3
 
 
 def test_id_classes_merge_look_alikes() -> None:
@@ -64,6 +75,16 @@ def test_faces_are_split() -> None:
     assert set.union(*parts) == set(glyphs.FACES) and sum(map(len, parts)) == len(glyphs.FACES) == 16
 
 
+def test_a_view_s_random_numbers_are_those_of_the_shipped_model() -> None:
+    """28 uniform numbers, then the noise: another order is another world for the pretrained weights."""
+    draw, normal = glyphs._random(3, [11])
+    generator = np.random.Generator(np.random.Philox(key=[3, 11]))
+    flat = generator.random(28, np.float32)
+    assert np.array_equal(torch.cat(list(vars(draw).values()), 1)[0].numpy(), flat)
+    assert draw.angle.item() == flat[1] and draw.clutter_colour[0].tolist() == flat[23:26].tolist()
+    assert np.array_equal(normal.ravel().numpy(), generator.standard_normal(3 * 32 * 32, np.float32))
+
+
 def test_a_view_depends_on_seed_and_key_alone() -> None:
     rng = np.random.default_rng(0)
     alphas = rng.integers(0, 256, (6, glyphs.CANVAS, glyphs.CANVAS), dtype=np.uint8)
@@ -78,4 +99,4 @@ def test_a_view_depends_on_seed_and_key_alone() -> None:
 
 def test_the_datasheet_is_up_to_date() -> None:
     written = Path(__file__).parents[1] / "docs" / "DATASHEET.md"
-    assert written.read_text() == glyphs.datasheet(), "run: python -m ood_utils.glyphs > docs/DATASHEET.md"
+    assert written.read_text() == datasheet(), "run: python -m ood_utils.tools.datasheet"

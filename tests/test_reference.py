@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ood_utils import reference, run
+from ood_utils import config, store
 from ood_utils.errors import UserError
+from ood_utils.tools import reference
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,7 +21,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "outputs" / "mine"
     for name in ("notebooks", "figures", "tables", "results", "checkpoints"):
         (folder / name).mkdir(parents=True)
-    record = {"schema_version": run.SCHEMA_VERSION, "status": "done", "notebooks": {}}
+    record = {"schema_version": store.SCHEMA_VERSION, "status": "done", "notebooks": {}}
     (folder / "run.json").write_text(json.dumps(record))
     (folder / "index.html").write_text("report")
     (folder / "figures" / "globe.html").write_text("plotly" * 1_000_000)
@@ -35,8 +36,8 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "README.md").write_text(
         f"# Title\n{reference.MARKS[0]}\nstale text\n{reference.MARKS[1]}\nend\n"
     )
-    monkeypatch.setattr(run, "OUTPUTS", tmp_path / "outputs")
-    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(store, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(config, "ROOT", tmp_path)
     return tmp_path / "outputs"
 
 

@@ -1,6 +1,4 @@
-"""Word lists from which negative labels are mined: a world's names, WordNet, a text file, CSP's conjugated
-names.
-"""
+"""Word lists from which negative labels are mined: a world's names, WordNet, a text file, CSP's phrases."""
 
 from __future__ import annotations
 
@@ -22,16 +20,12 @@ CSP_SUPERCLASSES = (
     "environment", "space", "object", "scene", "place", "item", "area",
     "view", "thing", "pattern", "structure", "landscape", "vista", "creature",
 )  # fmt: skip
-_LEXICOGRAPHER = {
-    "noun": dict(
-        enumerate(
-            "Tops act animal artifact attribute body cognition communication event feeling food group location motive "
-            "object person phenomenon plant possession process quantity relation shape state substance time".split(),
-            start=3,
-        )
-    ),
-    "adj": {0: "all", 1: "pert", 44: "ppl"},
-}  # lexnames(5WN): file number -> name; fixed in every Princeton release, and Debian ships no lexnames file
+_NOUNS = (
+    "Tops act animal artifact attribute body cognition communication event feeling food group location "
+    "motive object person phenomenon plant possession process quantity relation shape state substance time"
+).split()
+# lexnames(5WN): file number -> name; fixed in every Princeton release, and Debian ships no lexnames file
+_LEXICOGRAPHER = {"noun": dict(enumerate(_NOUNS, start=3)), "adj": {0: "all", 1: "pert", 44: "ppl"}}
 
 
 def load_corpus(profile: Profile, names: Sequence[tuple[str, str]] | None = None) -> list[tuple[str, str]]:
@@ -56,9 +50,8 @@ def _read_corpus(profile: Profile) -> list[tuple[str, str]]:
         raise UserError(
             f"corpus {profile.corpus!r} is neither 'names', a WordNet dict folder nor a text file"
         )
-    return [
-        (word, "noun") for word in sorted({line.strip() for line in path.read_text().splitlines()} - {""})
-    ]
+    words = {line.strip() for line in path.read_text().splitlines()} - {""}
+    return [(word, "noun") for word in sorted(words)]
 
 
 def corpus_need(corpus: str) -> Need:
@@ -112,8 +105,7 @@ def wordnet(
 
 
 def synonyms(dict_folder: str | Path, wnids: Sequence[str]) -> list[list[str]]:
-    """All words of each noun synset named by its ImageNet wnid ("n" and the offset in WordNet 3.0's
-    data.noun).
+    """All words of the noun synset of each ImageNet wnid ("n" and the offset in data.noun of WordNet 3.0).
 
     An empty list where the offset is none of that file's (another version of WordNet). Errors as ``wordnet``.
     """
@@ -122,9 +114,7 @@ def synonyms(dict_folder: str | Path, wnids: Sequence[str]) -> list[list[str]]:
 
 
 def _synsets(dict_folder: str | Path, part: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(offset, lexicographer file, words) of every synset of a part of speech; UserError: missing or foreign
-    file.
-    """
+    """(offset, lexicographer file, words) of every synset of a part of speech. UserError as ``wordnet``."""
     path = Path(dict_folder) / f"data.{part}"
     try:
         for line in path.read_text("utf-8").splitlines():
@@ -135,15 +125,11 @@ def _synsets(dict_folder: str | Path, part: str) -> Iterator[tuple[str, str, lis
             f"{path} cannot be read ({error.strerror}); give a dict folder of WordNet."
         ) from error
     except (ValueError, KeyError, IndexError) as error:
-        raise UserError(
-            f"{path} is no Princeton WordNet data file; give a dict folder of WordNet."
-        ) from error
+        raise UserError(f"{path} is no Princeton WordNet data file; give WordNet's dict folder.") from error
 
 
 def _synset(line: str, part: str) -> tuple[str, list[str]]:
-    """Lexicographer file and words of one data line: offset, file number, type, hex word count, (word, id)
-    pairs ...
-    """
+    """(lexicographer file, words) of a line: offset, file number, type, hex count of words, (word, id) ..."""
     fields = line.split()
     words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
     name = f"{part}.{_LEXICOGRAPHER[part][int(fields[1])]}"

@@ -1,6 +1,4 @@
-"""Image sets of the glyph world: views of its drawings, and two sets that no caption of pretraining ever
-named.
-"""
+"""Image sets of the glyph world: views of its drawings, and two sets that pretraining never named."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ from .study import ImageSet, digest, subset
 
 
 class GlyphViews(Dataset):
-    """Views of drawings (see ``glyph_world.views``), in [-1, 1]; item KEY -> (image, label of drawing key %
-    n).
-    """
+    """Views of drawings (``glyph_world.views``) in [-1, 1]; item KEY -> (image, label of drawing key % n)."""
 
     def __init__(self, alphas: np.ndarray, labels: np.ndarray, pool: np.ndarray, seed: int) -> None:
         self.alphas, self.labels, self.pool, self.seed = alphas, labels, pool, seed
@@ -59,7 +55,7 @@ def _views(
 
 @lru_cache(maxsize=1)
 def _neutral_drawings() -> np.ndarray:
-    """Training-face drawings of characters that are neither ID nor in an OoD set: clutter that tells nothing."""
+    """Training-face drawings of characters neither ID nor in an OoD set: clutter that tells nothing."""
     world, known = glyph_world.world(), glyph_world.concepts()
     taken = {c for group in [*known.classes, *known.sets.values(), *known.removed.values()] for c in group}
     free = [c for c in range(len(world.names)) if c not in taken]

@@ -14,21 +14,24 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse.csgraph import connected_components
 
 from ..errors import UserError
+from ..files import replacing
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -38,14 +41,11 @@ CANVAS = 40  # pixels: side of a stored drawing
 SIDE = 32  # pixels: side of a view, the model's input
 EM = 26  # pixels: font size of a drawing; larger glyphs are shrunk until they fit
 
+_SLANTS = {"Sans": "Oblique", "SansMono": "Oblique", "Serif": "Italic"}
 TEXT_FACES = tuple(
     f"DejaVu{family}{style}"
-    for family, styles in {
-        "Sans": ("", "-Bold", "-Oblique", "-BoldOblique"),
-        "SansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),
-        "Serif": ("", "-Bold", "-Italic", "-BoldItalic"),
-    }.items()
-    for style in styles
+    for family, slant in _SLANTS.items()
+    for style in ("", "-Bold", f"-{slant}", f"-Bold{slant}")
 )
 FACES = TEXT_FACES + ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta")
 TEST_FACES = ("DejaVuSans-Oblique", "DejaVuSerif-Italic")  # never trained on; every test image
@@ -53,10 +53,16 @@ VALIDATION_FACES = ("DejaVuSans-BoldOblique",)  # never trained on; every choice
 TRAIN_FACES = tuple(f for f in FACES if f not in TEST_FACES + VALIDATION_FACES)
 
 _LETTER = re.compile(r"(latin|greek|cyrillic) (small|capital) letter ")
-_SCRIPT = re.compile(
-    r"(armenian (small|capital)|georgian|hebrew|lao) (letter|capital letter)|georgian capital"
-)
+_SCRIPT = re.compile(r"((armenian (small|capital)|georgian|hebrew|lao) (capital )?letter|georgian capital)")
 _PICTOGRAPH = re.compile(r"playing card|domino tile|.*\bface\b|.*chess |.*die face")
+_DRAWING = np.dtype([("codepoint", "i4"), ("face", "i4"), ("alpha", "u1", (CANVAS, CANVAS))])
+# what is random in a view, in the order in which it is drawn: name -> how many numbers, uniform in [0, 1)
+_DRAWS = {
+    "clutter_drawing": 1, "angle": 1, "shift": 2, "scale": 1,
+    "clutter_corner": 2, "clutter_angle": 1, "clutter_scale": 1, "clutter_there": 1,
+    "dark": 1, "light": 1, "light_on_dark": 1, "ink_tint": 3, "paper_tint": 3, "uneven_light": 4,
+    "clutter_colour": 3, "unused": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,17 +101,11 @@ class Concepts:
 
 # group of each OoD set; "validation" sets serve choices and are disjoint from every test set
 GROUPS = {
-    "accented": "near",
-    "scripts": "near",
-    "arrows": "far",
-    "braille": "far",
-    "pictographs": "far",
-    "syllabics": "far",
-    "digits": "unseen",
-    "photos": "unseen",
-    "val_accented": "validation",
-    "val_symbols": "validation",
-}
+    "accented": "near", "scripts": "near",
+    "arrows": "far", "braille": "far", "pictographs": "far", "syllabics": "far",
+    "digits": "unseen", "photos": "unseen",
+    "val_accented": "validation", "val_symbols": "validation",
+}  # fmt: skip
 
 
 def _drawable(codepoint: int) -> bool:
@@ -116,7 +116,7 @@ def _drawable(codepoint: int) -> bool:
 
 
 def _ink(fonts: Sequence[ImageFont.FreeTypeFont], character: str) -> np.ndarray | None:
-    """One drawing (CANVAS, CANVAS) uint8: centred sideways, on a common baseline, shrunk to fit; None if blank."""
+    """One drawing (CANVAS, CANVAS) uint8: centred sideways, on a common baseline, shrunk to fit; or None."""
     for font in fonts:
         mask, (_, above) = font.getmask2(character, mode="L", anchor="ls")
         width, height = mask.size
@@ -132,21 +132,18 @@ def _ink(fonts: Sequence[ImageFont.FreeTypeFont], character: str) -> np.ndarray 
     return drawn if drawn.max() > 64 else None
 
 
-def _render() -> dict[str, np.ndarray]:
-    """Draw everything: arrays ``codepoint``, ``face`` (D,) and ``alphas`` (D, CANVAS, CANVAS), sorted."""
+def _render() -> np.ndarray:
+    """Draw everything: a ``_DRAWING`` record per drawing, sorted by codepoint, then face."""
     from fontTools.ttLib import TTFont
     from PIL import ImageFont
 
     rows: list[tuple[int, int, np.ndarray]] = []
-    for index, path in enumerate(_font_paths()):
+    for face, path in enumerate(_font_paths()):
         fonts = [ImageFont.truetype(path, size) for size in (EM, 20, 14, 9, 5)]
         for codepoint in filter(_drawable, TTFont(path, lazy=True).getBestCmap()):
-            ink = _ink(fonts, chr(codepoint))
-            if ink is not None:
-                rows.append((codepoint, index, ink))
-    rows.sort(key=lambda row: row[:2])
-    codepoint, face, alphas = zip(*rows, strict=True)
-    return {"codepoint": np.array(codepoint), "face": np.array(face), "alphas": np.stack(alphas)}
+            if (ink := _ink(fonts, chr(codepoint))) is not None:
+                rows.append((codepoint, face, ink))
+    return np.array(sorted(rows, key=lambda row: row[:2]), _DRAWING)
 
 
 def _font_paths() -> list[Path]:
@@ -159,51 +156,41 @@ def _font_paths() -> list[Path]:
     return paths
 
 
-def _cache_folder() -> Path:
+def _cache_file() -> Path:
     """Where the drawings are kept between processes; named by all that decides them."""
     import PIL
 
     sizes = [path.stat().st_size for path in _font_paths()]
-    deciding = [PIL.__version__, unicodedata.unidata_version, CANVAS, EM, FACES, sizes]
+    deciding = [PIL.__version__, unicodedata.unidata_version, CANVAS, EM, FACES, sizes, _DRAWING]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ood_utils"
-    return folder / f"glyphs-{hashlib.sha256(repr(deciding).encode()).hexdigest()[:16]}"
+    return folder / f"glyphs-{hashlib.sha256(repr(deciding).encode()).hexdigest()[:16]}.npy"
 
 
-def _drawn() -> dict[str, np.ndarray]:
-    """The rendered arrays, mapped from the cache (80 MB, shared by all processes), else drawn anew and kept if possible."""
-    folder = _cache_folder()
-    try:
-        return {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("codepoint", "face", "alphas")
-        }
-    except (
-        Exception
-    ):  # missing, truncated by a full disk, or foreign: drawing again costs seconds and is always right
-        drawn = _render()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent))
-        for name, array in drawn.items():
-            np.save(aside / f"{name}.npy", array)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(aside, folder)
-    except OSError:
-        pass  # a read-only home or a full disk costs every process the rendering, nothing else
+def _drawn() -> np.ndarray:
+    """All drawings, mapped from the cache (80 MB, shared by processes), else drawn anew and kept there."""
+    path = _cache_file()
+    with suppress(Exception):  # missing, truncated by a full disk, foreign: drawing again is always right
+        kept = np.load(path, mmap_mode="r")
+        if kept.dtype == _DRAWING:
+            return kept
+    drawn = _render()
+    with suppress(UserError), replacing(path) as aside:  # a read-only home costs seconds in every process
+        np.save(aside, drawn)
     return drawn
 
 
 @lru_cache(maxsize=1)
 def world() -> World:
-    """Every drawable named character of the 16 faces (about 6,900 characters, 49,700 drawings; seconds, then cached).
+    """Every drawable named character of the 16 faces: about 6,900 characters, 49,700 drawings.
 
-    Raises UserError if matplotlib's fonts are missing.
+    Seconds, then cached. Raises UserError if matplotlib's fonts are missing.
     """
     drawn = _drawn()
     codepoints, character = np.unique(drawn["codepoint"], return_inverse=True)
     return World(
         names=tuple(unicodedata.name(chr(c)).lower() for c in codepoints),
-        codepoints=tuple(int(c) for c in codepoints),
-        alphas=drawn["alphas"],
+        codepoints=tuple(codepoints.tolist()),
+        alphas=drawn["alpha"],
         character=character,
         face=drawn["face"],
     )
@@ -228,84 +215,63 @@ def _set_of(codepoint: int, name: str) -> str | None:
     return None
 
 
-def _agreement(everything: World, characters: Sequence[int]) -> dict[int, dict[int, float]]:
-    """Character -> {one of ``characters`` -> share of their common text faces in which both are the same pixels}."""
-    text = np.flatnonzero(everything.face < len(TEXT_FACES))
+def _same_pixels(everything: World, letters: set[int]) -> Counter[tuple[int, int]]:
+    """(character, one of ``letters``) -> in how many text faces the two are the same pixels, where in any."""
     same: dict[tuple[int, bytes], list[int]] = defaultdict(list)
-    faces: dict[int, set[int]] = defaultdict(set)
-    for d in text:
-        character, face = int(everything.character[d]), int(everything.face[d])
-        same[face, everything.alphas[d].tobytes()].append(character)
-        faces[character].add(face)
-    wanted, count = set(characters), Counter()
-    for group in same.values():
-        count.update((a, b) for a in group for b in group if a != b and b in wanted)
-    shares: dict[int, dict[int, float]] = defaultdict(dict)
-    for (a, b), agreed in count.items():
-        shares[a][b] = agreed / len(faces[a] & faces[b])
-    return shares
+    for d in np.flatnonzero(everything.face < len(TEXT_FACES)):
+        same[int(everything.face[d]), everything.alphas[d].tobytes()].append(int(everything.character[d]))
+    pairs = (pair for group in same.values() for pair in permutations(group, 2))
+    return Counter(pair for pair in pairs if pair[1] in letters)
 
 
 @lru_cache(maxsize=1)
 def concepts() -> Concepts:
-    """Sort the world's characters into ID classes and OoD sets (see ``Concepts``); found from names and pixels only."""
+    """Sort the world's characters into ID classes and OoD sets (see ``Concepts``), by name and pixels."""
     everything = world()
-    in_faces = defaultdict(set)
-    for character, face in zip(everything.character, everything.face, strict=True):
-        in_faces[int(character)].add(int(face))
-    letters = [
-        i
-        for i, name in enumerate(everything.names)
-        if _LETTER.match(name) and " with " not in name and set(range(len(TEXT_FACES))) <= in_faces[i]
-    ]
-    agreement = _agreement(everything, letters)
-    twins = {a: {b for b, share in others.items() if share >= 0.5} for a, others in agreement.items()}
-    classes: list[tuple[int, ...]] = []
-    placed: set[int] = set()
-    for letter in letters:  # ascending codepoint, so the first name of a class is its oldest
-        if letter not in placed:
-            group, frontier = {letter}, [letter]
-            while frontier:
-                fresh = twins.get(frontier.pop(), set()) - group
-                group |= fresh
-                frontier += fresh
-            placed |= group
-            classes.append(tuple(sorted(group)))
-    sets: dict[str, list[int]] = defaultdict(list)
-    removed: dict[str, list[int]] = defaultdict(list)
-    for i, (codepoint, name) in enumerate(zip(everything.codepoints, everything.names, strict=True)):
-        label = None if i in placed else _set_of(codepoint, name)
-        if label:
-            (removed if i in agreement else sets)[label].append(i)  # equal to an ID letter in any face
-    return Concepts(
-        tuple(classes), {k: tuple(v) for k, v in sets.items()}, {k: tuple(v) for k, v in removed.items()}
-    )
+    text = everything.character[everything.face < len(TEXT_FACES)]
+    whole = np.bincount(text, minlength=len(everything.names)) == len(TEXT_FACES)
+    is_letter = [bool(_LETTER.match(name)) and " with " not in name for name in everything.names]
+    letters = np.flatnonzero(whole & is_letter)
+    agreed = _same_pixels(everything, set(letters.tolist()))
+    alike = np.array([[agreed[a, b] for b in letters.tolist()] for a in letters.tolist()])
+    # chained: whoever looks like one of a class belongs to it
+    count, group = connected_components(alike >= len(TEXT_FACES) / 2)
+    classes = sorted(tuple(letters[group == k].tolist()) for k in range(count))
+    twins = {character for character, _ in agreed}  # equal to an ID letter in any face
+    sets: dict[str, tuple[int, ...]] = defaultdict(tuple)
+    removed: dict[str, tuple[int, ...]] = defaultdict(tuple)
+    for i in np.setdiff1d(range(len(everything.names)), letters).tolist():
+        if label := _set_of(everything.codepoints[i], everything.names[i]):
+            (removed if i in twins else sets)[label] += (i,)
+    return Concepts(tuple(classes), dict(sets), dict(removed))
 
 
-def _random_rows(
-    seed: int, keys: Sequence[int], uniforms: int, normals: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Per key, independent of its neighbours: ``uniforms`` numbers in [0,1) and ``normals`` standard normal numbers."""
-    flat, noise = np.empty((len(keys), uniforms), np.float32), np.empty((len(keys), normals), np.float32)
+def _random(seed: int, keys: Sequence[int]) -> tuple[SimpleNamespace, torch.Tensor]:
+    """What is random in views: ``_DRAWS`` by name, each (B, width); standard normal noise (B, 3, SIDE, SIDE).
+
+    A row is a function of (seed, its key) alone, independent of its neighbours.
+    """
+    widths = list(_DRAWS.values())
+    uniform = np.empty((len(keys), sum(widths)), np.float32)
+    normal = np.empty((len(keys), 3, SIDE, SIDE), np.float32)
     for row, key in enumerate(keys):
         generator = np.random.Generator(np.random.Philox(key=[seed, int(key)]))
-        generator.random(out=flat[row], dtype=np.float32)
-        generator.standard_normal(out=noise[row], dtype=np.float32)
-    return flat, noise
+        generator.random(out=uniform[row], dtype=np.float32)
+        generator.standard_normal(out=normal[row], dtype=np.float32)
+    parts = torch.from_numpy(uniform).split(widths, 1)
+    return SimpleNamespace(**dict(zip(_DRAWS, parts, strict=True))), torch.from_numpy(normal)
 
 
-def _warp(alpha: torch.Tensor, angle: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Rotate (radians), scale and shift (fraction of half a side) ink (B, CANVAS, CANVAS) into (B, SIDE, SIDE)."""
+def _warp(alpha: np.ndarray, angle: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Rotate (B, 1) (radians), scale (B, 1), shift (B, 2) (half sides) drawings (B, CANVAS, CANVAS).
+
+    Returns ink (B, 1, SIDE, SIDE) float32 in [0, 1].
+    """
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    theta = torch.stack(
-        [
-            torch.stack([cos, -sin, -(cos * shift[:, 0] - sin * shift[:, 1])], -1),
-            torch.stack([sin, cos, -(sin * shift[:, 0] + cos * shift[:, 1])], -1),
-        ],
-        1,
-    )
+    x, y = shift.split(1, 1)
+    theta = torch.cat([cos, -sin, -(cos * x - sin * y), sin, cos, -(sin * x + cos * y)], 1).view(-1, 2, 3)
     grid = F.affine_grid(theta, [len(alpha), 1, SIDE, SIDE], align_corners=False)
-    return F.grid_sample(alpha[:, None], grid, align_corners=False)[:, 0]
+    return F.grid_sample(torch.from_numpy(alpha[:, None]).float() / 255, grid, align_corners=False)
 
 
 def views(
@@ -316,46 +282,20 @@ def views(
     ``alphas`` (B, CANVAS, CANVAS) uint8, one per key; ``distractors`` (P, CANVAS, CANVAS) uint8, the pool to
     draw corner glyphs from. Returns (B, 3, SIDE, SIDE) float32 in [0, 1], a function of (seed, key) only.
     """
-    u, pixels = _random_rows(seed, keys, 28, 3 * SIDE * SIDE)
-    extra = torch.from_numpy(distractors[(u[:, 0] * len(distractors)).astype(int)]).float() / 255
-    u, ink = torch.from_numpy(u), torch.from_numpy(alphas).float() / 255
-    centred = 2 * u[:, 1:4] - 1
-    main = _warp(ink, centred[:, 0] * 0.25, 1.0 + 0.35 * u[:, 4], 0.15 * centred[:, 1:3])
-    corner = torch.where(u[:, 5:7] < 0.5, -0.68, 0.68)
-    small = _warp(extra, (2 * u[:, 7] - 1) * 0.5, 0.38 + 0.12 * u[:, 8], corner)
-    small = small * (u[:, 9] < 0.7)[:, None, None]
-    # foreground and background colours: brightnesses at least 0.35 apart, either one the lighter
-    dark, light = 0.05 + 0.25 * u[:, 10], 0.65 + 0.3 * u[:, 11]
-    swap = (u[:, 12] < 0.5)[:, None]
-    tint = 0.3 * (u[:, 13:19] - 0.5)
-    fore = torch.where(swap, light[:, None], dark[:, None]) + tint[:, :3]
-    back = torch.where(swap, dark[:, None], light[:, None]) + tint[:, 3:]
-    corners = back[:, :, None, None] + 0.25 * (u[:, 19:23].reshape(-1, 1, 2, 2) - 0.5)
+    draw, normal = _random(seed, keys)
+    angle, scale = (2 * draw.angle - 1) * 0.25, 1.0 + 0.35 * draw.scale
+    main = _warp(alphas, angle, scale, 0.15 * (2 * draw.shift - 1))
+    which = (draw.clutter_drawing[:, 0] * len(distractors)).long().numpy()
+    corner = torch.where(draw.clutter_corner < 0.5, -0.68, 0.68)
+    angle, scale = (2 * draw.clutter_angle - 1) * 0.5, 0.38 + 0.12 * draw.clutter_scale
+    clutter = _warp(distractors[which], angle, scale, corner) * (draw.clutter_there < 0.7)[..., None, None]
+    # ink and paper: brightnesses at least 0.35 apart, either one the lighter
+    dark, light = 0.05 + 0.25 * draw.dark, 0.65 + 0.3 * draw.light
+    inverse = draw.light_on_dark < 0.5
+    ink = torch.where(inverse, light, dark) + 0.3 * (draw.ink_tint - 0.5)
+    paper = torch.where(inverse, dark, light) + 0.3 * (draw.paper_tint - 0.5)
+    corners = paper[..., None, None] + 0.25 * (draw.uneven_light.reshape(-1, 1, 2, 2) - 0.5)
     image = F.interpolate(corners, size=(SIDE, SIDE), mode="bilinear", align_corners=True)
-    image = image + small[:, None] * (u[:, 23:26, None, None] - image)
-    image = image + main[:, None] * (fore[:, :, None, None] - image)
-    return (image + noise * torch.from_numpy(pixels).reshape(-1, 3, SIDE, SIDE)).clamp(0, 1)
-
-
-def datasheet() -> str:
-    """The world's datasheet as Markdown (docs/DATASHEET.md is this text): counts, faces, licences, overlaps."""
-    everything, known = world(), concepts()
-    named = {"ID classes, first name of each": [group[0] for group in known.classes], **known.sets}
-    rows = []
-    for name, characters in named.items():
-        group = GROUPS.get(name, "id")
-        drawn = everything.pick(characters, VALIDATION_FACES if group == "validation" else TEST_FACES)
-        rows.append(f"| {name} | {group} | {len(characters)} | {len(drawn)} |")
-    merged = [[everything.names[c] for c in group] for group in known.classes if len(group) > 1]
-    gone = {name: [everything.names[c] for c in characters] for name, characters in known.removed.items()}
-    return (Path(__file__).parents[1] / "assets" / "datasheet.md").read_text().format(
-        characters=len(everything.names), drawings=len(everything.alphas), faces=len(FACES),
-        train_faces=", ".join(TRAIN_FACES), validation_faces=", ".join(VALIDATION_FACES),
-        test_faces=", ".join(TEST_FACES), rows="\n".join(rows), letters=sum(map(len, known.classes)),
-        classes=len(known.classes), merged=len(merged), groups="\n".join("- " + " = ".join(m) for m in merged),
-        removed="\n".join(f"- {name}: {', '.join(names)}" for name, names in gone.items()),
-    )  # fmt: skip
-
-
-if __name__ == "__main__":
-    print(datasheet(), end="")
+    image = image + clutter * (draw.clutter_colour[..., None, None] - image)
+    image = image + main * (ink[..., None, None] - image)
+    return (image + noise * normal).clamp(0, 1)

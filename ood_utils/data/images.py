@@ -58,7 +58,8 @@ class ImageFiles(Dataset):
         if self.seed is None:
             return self.transform(image), label
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((self.seed << 40) ^ int(key))
+            # torch's CPU generator reads the low 32 bits alone: the seed must reach them
+            torch.manual_seed((self.seed * 2_654_435_761 ^ int(key)) % 2**32)
             return self.transform(image), label
 
 

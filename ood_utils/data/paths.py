@@ -46,7 +46,7 @@ def class_folders(folder: Path, what: str) -> tuple[list[str], list[Path], np.nd
 
 
 def list_rows(list_file: Path, name: str) -> list[tuple[str, int]]:
-    """(relative path, label) of every line of an OpenOOD image list; UserError names a line that is not that."""
+    """(relative path, label) of every line of an OpenOOD image list; UserError names a line that is not."""
     if not list_file.is_file():
         raise UserError(f"{name}: image list {list_file} does not exist; get OpenOOD's benchmark_imglist.zip")
     rows = []
@@ -59,8 +59,8 @@ def list_rows(list_file: Path, name: str) -> list[tuple[str, int]]:
         except ValueError:  # one word only, a label that is no number, or bytes that are no text
             shown = line[:60].decode(errors="replace")
             raise UserError(
-                f"{name}: line {number} of image list {list_file} is {shown!r}, not a path and a whole number; "
-                "unpack OpenOOD's benchmark_imglist.zip again"
+                f"{name}: line {number} of image list {list_file} is {shown!r}, not a path and a "
+                "whole number; unpack OpenOOD's benchmark_imglist.zip again"
             ) from None
     return rows
 

@@ -31,7 +31,7 @@ def needs(profile: Profile) -> Iterator[Need]:
 
 
 def study(profile: Profile, classes: int) -> Study:
-    """``data_root`` holds train/, val/ and test/, or class folders that are split 60/20/20 by the data seed."""
+    """``data_root`` holds train/, val/, test/, or class folders that are split 60/20/20 by the data seed."""
     from ...models import transforms
     from ..images import files_set
 

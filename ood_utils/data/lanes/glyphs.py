@@ -1,4 +1,4 @@
-"""The embedded glyph world: letters are ID, other glyphs, digits and photographs OoD. Needs nothing on disk."""
+"""The embedded glyph world: letters are ID; other glyphs, digits and photographs OoD. Needs no files."""
 
 from __future__ import annotations
 

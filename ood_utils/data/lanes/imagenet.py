@@ -40,12 +40,13 @@ WISC = "pages.cs.wisc.edu/~huangrui/imagenet_ood_dataset"
 SOURCES = {
     "imagenet/train": f"138 GB; {IMAGENET}",
     "imagenet/val": f"6.3 GB; {IMAGENET}",
-    "MOS/iNaturalist": f"est. 2 GB; {WISC}/iNaturalist.tar.gz; photographers' CC BY-NC and the like, research",
+    "MOS/iNaturalist": f"est. 2 GB; {WISC}/iNaturalist.tar.gz; photographers' CC BY-NC etc.; research",
     "MOS/SUN": f"est. 2 GB; {WISC}/SUN.tar.gz; research only",
     "MOS/Places": f"est. 2 GB; {WISC}/Places.tar.gz; research only",
     "MOS/dtd/images": "0.6 GB; www.robots.ox.ac.uk/~vgg/data/dtd; research only",
     LISTS: f"30 MB; {OPENOOD}, file 1lI1j0_fDDvjIt9JlWAw09X8ks-yrR_H1; MIT",
-    "images_largescale": f"est. 10 GB besides ImageNet; {OPENOOD}, NINCO: zenodo.org/records/8013288; see there",
+    "images_largescale": f"est. 10 GB besides ImageNet; {OPENOOD}, "
+    "NINCO: zenodo.org/records/8013288; see there",
     "images_classic": f"est. 1 GB; {OPENOOD}, file 1OSz1m3hHfVWbRdmMwKbUzoU8Hg9UKcam; research only",
 }
 

@@ -1,5 +1,4 @@
-"""The one committed run: ``python -m ood_utils.reference glyphs`` copies a finished run into
-outputs/reference.
+"""The one committed run: ``make reference`` copies a finished run into outputs/reference.
 
 Small enough for git (at most 3 MB): report, notebook pages, figures, csv tables and results; no weights,
 embeddings or parquet. The README's headline table is written from it, between two marks.
@@ -14,27 +13,33 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import config, files, store
-from .errors import UserError
+import pandas as pd
+from PIL import Image
+
+from .. import config, store
+from ..errors import UserError
+from ..files import atomic_write
 
 LIMIT = 3_000_000  # bytes in all
 KEPT = ("index.html", "run.json", "notebooks/*.html", "figures/*.png", "tables/*.csv", "results/0*.json")
-MARKS = ("<!-- headline: written by ood_utils.reference -->", "<!-- end of headline -->")
+MARKS = ("<!-- headline: written by ood_utils.tools.reference -->", "<!-- end of headline -->")
 STUB = (
-    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Left out</title><p>The interactive globe (5 MB) is left out of '
-    "the committed run; <code>make reproduce</code> writes it.</p></html>\n"
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Left out</title><p>The interactive globe '
+    "(5 MB) is left out of the committed run; <code>make reproduce</code> writes it.</p></html>\n"
 )
 EMBEDDED = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=\s]+")
 
 
 def _smaller(png: bytes) -> bytes:
     """The picture with 48 colours: half of the bytes, and a chart needs no more."""
-    from PIL import Image
-
     small = io.BytesIO()
     with Image.open(io.BytesIO(png)) as full:
         full.convert("RGB").quantize(48, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return small.getvalue()
+
+
+def _smaller_embedded(found: re.Match) -> str:
+    return base64.b64encode(_smaller(base64.b64decode(found[0]))).decode()
 
 
 def _copy(path: Path, place: Path) -> None:
@@ -43,54 +48,34 @@ def _copy(path: Path, place: Path) -> None:
     if path.suffix == ".png":
         place.write_bytes(_smaller(path.read_bytes()))
     elif path.parent.name == "notebooks":
-        page = EMBEDDED.sub(
-            lambda found: base64.b64encode(_smaller(base64.b64decode(found[0]))).decode(), path.read_text()
-        )
-        place.write_text(page)
+        place.write_text(EMBEDDED.sub(_smaller_embedded, path.read_text()))
     else:
         shutil.copyfile(path, place)
 
 
 def headline_table(folder: Path) -> str:
-    """As Markdown: per set and method FPR95 (ID positive) with its interval / AUROC in percent; then what was
-    found.
-    """
-    import pandas as pd
-
+    """Markdown: FPR95 (ID positive) with its interval / AUROC in percent of each method; then the claims."""
     frame = pd.read_csv(folder / "tables" / "headline.csv")
-    methods = list(dict.fromkeys(frame["method"]))
+    percent = 100 * frame[["fpr95_id", "fpr95_id_low", "fpr95_id_high", "auroc"]].to_numpy()
+    frame["cell"] = ["{:.1f} [{:.1f}, {:.1f}] / {:.1f}".format(*row) for row in percent]
+    methods = frame["method"].unique()
     lines = ["| OoD set | group | " + " | ".join(methods) + " |", "|---|---|" + "---|" * len(methods)]
     for (name, group), rows in frame.groupby(["set", "group"], sort=False):
-        cells = []
-        for method in methods:
-            row = rows[rows["method"] == method].iloc[0]
-            fpr = [100 * row[f"fpr95_id{end}"] for end in ("", "_low", "_high")]
-            cells.append(f"{fpr[0]:.1f} [{fpr[1]:.1f}, {fpr[2]:.1f}] / {100 * row['auroc']:.1f}")
         bold = "**" if rows["average"].iloc[0] else ""
+        cells = rows.set_index("method")["cell"][methods]
         lines.append(f"| {bold}{name}{bold} | {group} | " + " | ".join(cells) + " |")
     claims = pd.read_csv(folder / "tables" / "claims.csv")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Does the paper's order, CMA < FLYP < zero-shot in FPR95, hold here?",
-            "",
-            *claims["claim"],
-        ]
-    )
+    question = "Does the paper's order, CMA < FLYP < zero-shot in FPR95, hold here?"
+    return "\n".join([*lines, "", question, "", *claims["claim"]])
 
 
 def update_readme(readme: Path, folder: Path) -> None:
     """Put the headline table between the README's marks. Raises UserError if the marks are gone."""
-    text, pattern = (
-        readme.read_text(),
-        re.compile(f"({re.escape(MARKS[0])}\n).*?({re.escape(MARKS[1])})", re.S),
-    )
-    if not pattern.search(text):
+    before, begin, rest = readme.read_text().partition(f"{MARKS[0]}\n")
+    _, end, after = rest.partition(MARKS[1])
+    if not (begin and end):
         raise UserError(f"{readme} has lost the marks {MARKS[0]!r} and {MARKS[1]!r}; put them back")
-    files.atomic_write(
-        readme, pattern.sub(lambda found: f"{found[1]}\n{headline_table(folder)}\n\n{found[2]}", text)
-    )
+    atomic_write(readme, f"{before}{begin}\n{headline_table(folder)}\n\n{end}{after}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -104,12 +89,11 @@ def main(argv: list[str] | None = None) -> None:
     for path in sorted(p for pattern in KEPT for p in source.glob(pattern)):
         _copy(path, target / path.relative_to(source))
     for path in source.glob("figures/*.html"):
-        files.atomic_write(target / path.relative_to(source), STUB)
+        atomic_write(target / path.relative_to(source), STUB)
     size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
     if size > LIMIT:
-        raise UserError(
-            f"{target} has {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}; draw fewer points or leave a figure out"
-        )
+        much = f"{target} has {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}"
+        raise UserError(f"{much}; draw fewer points or leave a figure out")
     update_readme(config.ROOT / "README.md", target)
     print(f"reference: {target}, {size / 1e6:.2f} MB")
 

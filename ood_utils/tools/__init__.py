@@ -1,0 +1,1 @@
+"""Commands of the maintainers, outside the import path of users: pretraining, reference run, datasheet."""
