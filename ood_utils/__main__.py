@@ -116,7 +116,7 @@ def _pass_on(command: str, words: Sequence[str]) -> int:
     if command == "train":
         from .train import main
     else:
-        from .pretrain import main
+        from .tools.pretrain import main
     sys.argv = [f"ood {command}", *words]
     return main() or 0
 

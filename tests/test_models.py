@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ood_utils import glyphs, models, pretrain
+from ood_utils import models
+from ood_utils.data import glyph_world as glyphs
 from ood_utils.errors import UserError
+from ood_utils.tools import pretrain
 
 
 @pytest.fixture(scope="module")

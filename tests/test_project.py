@@ -37,7 +37,7 @@ LOCK = [
     for line in (ROOT / "requirements.lock").read_text().splitlines()
     if line and not line.startswith("#")
 ]
-TARGETS = ["help", "setup", "reproduce", "test", "lab", "lint", "format", "reference", "lock", "clean"]
+TARGETS = ["help", "setup", "reproduce", "test", "test-portable", "lab", "lint", "format", "reference", "lock", "clean"]
 
 
 def requirements(*parts: list[str]) -> dict[str, Requirement]:
@@ -197,7 +197,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_make_help_is_the_default_and_lists_every_target() -> None:
     shown = make()
     assert shown.returncode == 0 and shown.stdout == make("help").stdout
-    assert re.findall(r"^  ([a-z]+) +\S", shown.stdout, flags=re.MULTILINE) == TARGETS
+    assert re.findall(r"^  ([a-z-]+) +\S", shown.stdout, flags=re.MULTILINE) == TARGETS
 
 
 def make_elsewhere(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
