@@ -107,11 +107,11 @@ def wide() -> tuple[np.ndarray, ...]:
 def test_float32_products_keep_the_stated_error(
     wide: tuple[np.ndarray, ...], groups: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Large problems are multiplied in float32: 1e-6 / T is promised, 1e-4 at temperature 0.01."""
+    """Large problems are multiplied in float32: 2e-6 + 1e-6 / T is promised, 1e-4 at temperature 0.01."""
     reference = scores.neglabel(*wide, temperature, groups)
     monkeypatch.setattr(scores, "_EXACT_BELOW", 1000)
     found = scores.neglabel(*wide, temperature, groups)
-    assert 0 < np.abs(found - reference).max() < 1e-6 / temperature
+    assert 0 < np.abs(found - reference).max() < 2e-6 + 1e-6 / temperature
     double = scores.neglabel(wide[0].astype(np.float64), *wide[1:], temperature, groups)
     np.testing.assert_allclose(double, reference, rtol=0, atol=1e-9)
 
