@@ -9,6 +9,7 @@ gradients averaged over processes, as DDP does, are then exactly those of one pr
 from __future__ import annotations
 
 import warnings
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import UserError
+from .. import registry
+from ..errors import UserError
 
 
 class Parts(NamedTuple):
@@ -35,7 +37,12 @@ class Parts(NamedTuple):
     scale: Tensor
 
 
-def processes() -> int:
+def find(name: str) -> ModuleType:
+    """The module of an objective; its ``parts`` is what training minimises."""
+    return registry.find("objectives", name)
+
+
+def world_size() -> int:
     """Number of processes of the running ``torch.distributed`` group; 1 without one."""
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
@@ -50,14 +57,14 @@ def _gathered(image: Tensor, text: Tensor, labels: Tensor | None) -> tuple[Tenso
         )
     wide = torch.float64 if torch.float64 in (image.dtype, text.dtype) else torch.float32
     image, text = image.to(wide), text.to(wide)
-    if processes() > 1:
+    if world_size() > 1:
         from open_clip.loss import gather_features
 
         with warnings.catch_warnings():  # torch calls the all_gather that open_clip 3.3 uses deprecated
             warnings.simplefilter("ignore", FutureWarning)
-            image, text = gather_features(image, text, gather_with_grad=True, world_size=processes())
+            image, text = gather_features(image, text, gather_with_grad=True, world_size=world_size())
         if labels is not None:
-            rows = [torch.empty_like(labels) for _ in range(processes())]
+            rows = [torch.empty_like(labels) for _ in range(world_size())]
             torch.distributed.all_gather(rows, labels.contiguous())
             labels = torch.cat(rows)
     return image, text, labels
