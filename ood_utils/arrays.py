@@ -1,37 +1,93 @@
-"""Checked arrays: what every formula asks of its inputs, in one place."""
+"""Checked arrays: what every formula asks of its inputs, in one place.
+
+Inputs are numpy arrays, torch tensors (of any device) or lists. A fault is one ``UserError`` naming the
+array, what is wrong with it, and the remedy.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+import torch
 
 from .errors import UserError
 
-UNIT_TOLERANCE = (
-    5e-3  # how far a row's length may be from 1: float16 CLIP features stray by 6e-4, bfloat16 ones by 4e-3
-)
+UNIT_TOLERANCE = 5e-3  # of a row's length: CLIP's float16 features stray by 6e-4, bfloat16 ones by 4e-3
 
 
-def unit_rows(**arrays: np.ndarray) -> list[np.ndarray]:
-    """The arrays, each (n, d), checked and rescaled to exact unit rows in float64.
+def table(values: Any, name: str) -> np.ndarray:
+    """A filled (n, d) array of finite numbers; float32 and float64 are kept, all else becomes float64."""
+    return _finite(_numbers(values, name, 2), name)
 
-    Raises UserError naming the array that is empty, not two-dimensional, not of unit rows (NaN
-    included), or of another width than the first.
+
+def vector(values: Any, name: str) -> np.ndarray:
+    """A filled (n,) float64 array of finite numbers."""
+    return _finite(_numbers(values, name, 1), name).astype(np.float64, copy=False)
+
+
+def unit_rows(**arrays: Any) -> list[np.ndarray]:
+    """The arrays, each (n, d) and of unit rows within 0.005, rescaled to exact unit rows in float64.
+
+    Raises UserError naming the array that is empty, not a table, not of unit rows (NaN included), or of
+    another width than the first.
     """
-    checked, width = [], None
-    for name, array in arrays.items():
-        array = np.asarray(array, dtype=np.float64)
-        if array.ndim != 2 or not array.size:
+    rows = {name: _numbers(values, name, 2).astype(np.float64, copy=False) for name, values in arrays.items()}
+    lengths = {name: np.linalg.norm(table, axis=1) for name, table in rows.items()}
+    _check_units(rows, lengths)
+    return [table / lengths[name][:, None] for name, table in rows.items()]
+
+
+def unit_tensors(**arrays: Any) -> list[torch.Tensor]:
+    """As ``unit_rows``, but tensors that share the inputs' memory: on their device, not rescaled.
+
+    float32 and float64 are kept, all else becomes float32; a read-only array (a memory map) is copied.
+    """
+    rows = {}
+    for name, values in arrays.items():
+        if not isinstance(values, torch.Tensor):
+            values = torch.from_numpy(np.require(values, requirements="CW"))  # W: torch warns otherwise
+        rows[name] = values.detach()
+        if rows[name].dtype not in (torch.float32, torch.float64):
+            rows[name] = rows[name].float()
+        _check_shape(rows[name].shape, name, 2)
+    lengths = {name: torch.linalg.vector_norm(table, dim=1).cpu().numpy() for name, table in rows.items()}
+    _check_units(rows, lengths)
+    return list(rows.values())
+
+
+def _numbers(values: Any, name: str, dimensions: int) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values  # which numpy lacks
+    array = np.asarray(values)
+    _check_shape(array.shape, name, dimensions)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+
+
+def _finite(array: np.ndarray, name: str) -> np.ndarray:
+    if bad := int(array.size - np.isfinite(array).sum()):
+        raise UserError(f"{name} has {bad} value(s) that are NaN or infinite; find out what failed there.")
+    return array
+
+
+def _check_shape(shape: tuple[int, ...], name: str, dimensions: int) -> None:
+    if len(shape) != dimensions or 0 in shape:
+        wanted = "filled table (rows, columns)" if dimensions == 2 else "filled 1-D array"
+        raise UserError(f"{name} has shape {tuple(shape)}; give a {wanted}.")
+
+
+def _check_units(rows: Mapping[str, Any], lengths: Mapping[str, np.ndarray]) -> None:
+    first = next(iter(rows))
+    for name, table in rows.items():
+        off = np.nan_to_num(np.abs(lengths[name] - 1), nan=np.inf)
+        worst = int(off.argmax())
+        if off[worst] > UNIT_TOLERANCE:
             raise UserError(
-                f"{name} must be a non-empty (n, d) array of embeddings, not of shape {array.shape}."
+                f"{name} must hold rows of length 1 (within {UNIT_TOLERANCE}), but row {worst} has length "
+                f"{lengths[name][worst]:.4g}; divide each row by its length first."
             )
-        norms = np.linalg.norm(array, axis=1, keepdims=True)
-        if not (np.abs(norms - 1) < UNIT_TOLERANCE).all():
-            worst = norms[np.argmax(np.nan_to_num(np.abs(norms - 1), nan=np.inf))].item()
-            raise UserError(f"{name} has a row of length {worst:.3g}; divide each row by its length first.")
-        if width is not None and array.shape[1] != width[1]:
-            raise UserError(
-                f"{name} is {array.shape[1]} wide but {width[0]} is {width[1]}; embed both with one and the same model."
-            )
-        width = width or (name, array.shape[1])
-        checked.append(array / norms)
-    return checked
+        if table.shape[1] != rows[first].shape[1]:
+            widths = f"{name} is {table.shape[1]} wide but {first} is {rows[first].shape[1]}"
+            raise UserError(f"{widths}; embed both with one and the same model.")

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from . import registry
 from .errors import UserError, nearest
@@ -31,11 +39,23 @@ def _find_root() -> Path:
 
 ROOT = _find_root()
 PROFILES = ROOT / "notebooks" / "profiles"
+
+
+def _with_slot(text: str) -> str:
+    if text.count("{}") != 1:
+        raise ValueError('it must contain "{}" once, where the name goes')
+    return text
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+Template = Annotated[str, AfterValidator(_with_slot)]
 
 
 class Values(BaseModel):
-    """Typed, read-only values; a wrong one is a UserError: the field, what is wrong with it, what it means."""
+    """Typed, read-only values; a wrong one is a UserError: the field, its fault, its meaning."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(),
@@ -61,45 +81,35 @@ class Values(BaseModel):
 
 
 class TrainingValues(Values):
-    """What decides a fine-tuning and is the same for all fine-tunings of a study (paper values: core_methods
-    1.4).
-    """
+    """What decides a fine-tuning and is alike in all of a study (paper values: core_methods 1.4)."""
 
-    model: str = Field("GlyphCLIP", min_length=1, description="an open_clip model name")
-    lam: float = Field(
-        0.003, ge=0, le=1, description="weight of the alignment term, 0 (FLYP) to 1, or of the m2-Mix term"
+    model: Text = Field("GlyphCLIP", description="an open_clip model name")
+    lam: Share = Field(
+        0.003, description="weight of the alignment term, 0 (FLYP) to 1, or of the m2-Mix term"
     )
-    steps: int = Field(400, ge=1, description="optimiser steps of a fine-tuning")
-    epochs: int = Field(
-        0, ge=0, description="passes over the training set; above 0 it decides instead of steps"
-    )
+    steps: Positive = Field(400, description="optimiser steps of a fine-tuning")
+    epochs: Count = Field(0, description="passes over the training set; above 0 it decides instead of steps")
     batch: int = Field(128, ge=2, description="image-text pairs of a step, over all processes")
     lr: float = Field(2e-4, gt=0, le=1, description="peak learning rate")
-    warmup: int = Field(40, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(0.1, ge=0, le=1, description="AdamW weight decay")
+    warmup: Count = Field(40, description="steps of linear warm-up")
+    weight_decay: Share = Field(0.1, description="AdamW weight decay")
     betas: list[Share] = Field([0.9, 0.999], min_length=2, max_length=2, description="AdamW betas")
     decay_all: bool = Field(False, description="decay LayerNorm, biases and the scale too (paper mode)")
     scale_mode: Literal["clamped", "learned", "frozen"] = Field(
         "clamped", description="logit scale: learned and kept below 100, learned freely (paper), or frozen"
     )
     class_aware: bool = Field(False, description="count every pair of one class as positive")
-    chunk: int = Field(
-        0, ge=0, description="rows encoded at a time with cached gradients, 0 = whole batch at once"
-    )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of the encoders; losses are always fp32"
-    )
-    deterministic: bool = Field(
-        False, description="deterministic GPU algorithms: resume and rerun give the same bits, slower"
-    )
+    chunk: Count = Field(0, description="rows encoded at a time with cached gradients, 0 = the whole batch")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of encoders; losses are fp32")
+    deterministic: bool = Field(False, description="deterministic GPU algorithms: same bits again, slower")
 
 
 class Recipe(TrainingValues):
     """All that decides one fine-tuning besides its data and starting weights; JSON-able."""
 
     objective: str = Field("cma", description="a file of ood_utils/objectives; clip is FLYP")
-    seed: int = Field(0, ge=0, description="training seed")
-    classes: int = Field(0, ge=0, description="ID classes, 0 = all of the profile's")
+    seed: Count = Field(0, description="training seed")
+    classes: Count = Field(0, description="ID classes, 0 = all of the profile's")
 
     @field_validator("objective")
     @classmethod
@@ -117,42 +127,25 @@ class Profile(TrainingValues):
     ood_groups: dict[str, Literal["near", "far", "unseen", "validation"]] = Field(
         {}, description="OoD set name -> near, far, unseen or validation"
     )
-    id_classes: int = Field(0, ge=0, description="number of ID classes, 0 = all")
-    id_views: int = Field(4, ge=1, description="views of each ID test drawing")
-    ood_images: int = Field(800, ge=0, description="images kept of each OoD set, 0 = all")
-    train_images: int = Field(0, ge=0, description="training images kept, 0 = all")
-    data_seed: int = Field(0, ge=0, description="seed of everything drawn at random in the data")
-    pretrained: str = Field(
-        "builtin", min_length=1, description="builtin, an open_clip tag, or a path to weights"
-    )
-    prompt: str = Field("a {}", description='template of the ID class names, with "{}" where the name goes')
-    ensemble: bool = Field(
-        False,
-        description="embedded ID class texts: mean over open_clip's 80 ImageNet templates, not the prompt",
-    )
-    negative_prompt: str = Field("a {}", description='template of the negative labels, with "{}"')
-    adjective_prompt: str = Field("This is a {} photo", description='template of adjectives, with "{}"')
-    lams: list[Share] = Field(
-        [0, 1e-3, 3e-3, 1e-2, 1e-1], min_length=1, description="the sweep of lam, each 0 to 1"
-    )
-    seeds: list[int] = Field(
-        [0, 1, 2], min_length=1, description="training seeds, different and not negative"
-    )
-    few_classes: int = Field(
-        100, ge=0, description="ID classes of the few-classes ablation, 0 = leave it out"
-    )
-    processes: int = Field(1, ge=1, description="torchrun processes of one training")
-    parallel: int = Field(
-        2, ge=0, description="independent trainings side by side on the CPU; 0 = in the notebook's process"
-    )
-    crop_scale: list[float] = Field(
-        [0.9, 1.0], min_length=2, max_length=2, description="random crop, share of area"
-    )
-    corpus: str = Field("names", min_length=1, description="names, a WordNet dict folder, or a text file")
-    corpus_words: int = Field(0, ge=0, description="corpus words kept, drawn with the data seed; 0 = all")
-    quantile: float = Field(
-        0.95, ge=0, le=1, description="NegMine: quantile of the similarities to the ID names"
-    )
+    id_classes: Count = Field(0, description="number of ID classes, 0 = all")
+    id_views: Positive = Field(4, description="views of each ID test drawing")
+    ood_images: Count = Field(800, description="images kept of each OoD set, 0 = all")
+    train_images: Count = Field(0, description="training images kept, 0 = all")
+    data_seed: Count = Field(0, description="seed of everything drawn at random in the data")
+    pretrained: Text = Field("builtin", description="builtin, an open_clip tag, or a path to weights")
+    prompt: Template = Field("a {}", description='template of ID class names, with "{}" for the name')
+    ensemble: bool = Field(False, description="class texts: mean over open_clip's templates, not the prompt")
+    negative_prompt: Template = Field("a {}", description='template of the negative labels, with "{}"')
+    adjective_prompt: Template = Field("This is a {} photo", description='of adjectives, with "{}"')
+    lams: list[Share] = Field([0, 1e-3, 3e-3, 1e-2, 1e-1], min_length=1, description="the sweep of lam")
+    seeds: list[Count] = Field([0, 1, 2], min_length=1, description="training seeds, different ones")
+    few_classes: Count = Field(100, description="ID classes of the few-classes ablation, 0 = leave it out")
+    processes: Positive = Field(1, description="torchrun processes of one training")
+    parallel: Count = Field(2, description="trainings side by side on the CPU, 0 = in the notebook's process")
+    crop_scale: list[float] = Field([0.9, 1], min_length=2, max_length=2, description="crop, share of area")
+    corpus: Text = Field("names", description="names, a WordNet dict folder, or a text file")
+    corpus_words: Count = Field(0, description="corpus words kept, drawn with the data seed; 0 = all")
+    quantile: Share = Field(0.95, description="NegMine: quantile of the similarities to the ID names")
     keep: float = Field(0.15, gt=0, le=1, description="NegMine: share of the candidates kept")
     keep_counts: dict[Literal["adj", "noun", "conjugated"], int] = Field(
         {}, description="NegMine: numbers kept by part of speech, not a share (CMA: adj 1500, noun 8500)"
@@ -160,41 +153,32 @@ class Profile(TrainingValues):
     cleaned: bool = Field(
         True, description="take ID names, their synonyms and artefacts out of the negatives"
     )
-    conjugated: bool = Field(
-        False, description="CSP: every adjective of a WordNet corpus becomes adjective + noun"
-    )
-    groups: int = Field(1, ge=1, description="groups of negative labels")
+    conjugated: bool = Field(False, description="CSP: each adjective of WordNet becomes adjective + noun")
+    groups: Positive = Field(1, description="groups of negative labels")
     temperature: float = Field(0.01, gt=0, description="temperature of MSP, Energy and NegLabel")
-    embed_batch: int = Field(256, ge=1, description="images or texts embedded at once")
+    embed_batch: Positive = Field(256, description="images or texts embedded at once")
     workers: int = Field(0, ge=-1, description="data loader processes, -1 = one for each CPU core")
     compile: bool = Field(False, description="torch.compile the image encoder when embedding")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU when there is one")
-    max_unreadable: float = Field(0.001, ge=0, le=1, description="share of images that may be unreadable")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one")
+    max_unreadable: Share = Field(0.001, description="share of images that may be unreadable")
     bootstrap: int = Field(1000, ge=2, description="bootstrap draws behind each 95 % interval")
     projections: list[Literal["gap-latitude", "PCA", "UMAP", "DOSNES"]] = Field(
         ["gap-latitude", "PCA", "UMAP", "DOSNES"], min_length=1, description="maps that notebook 03 draws"
     )
     points: int = Field(1000, ge=10, description="points drawn on the sphere")
     minutes: dict[str, float] = Field({}, description="expected minutes of each notebook, by its number")
-    timeout_minutes: float = Field(60.0, gt=0, description="wall-clock limit of one notebook, minutes")
+    timeout_minutes: float = Field(60, gt=0, description="wall-clock limit of one notebook, minutes")
 
     @field_validator("data")
     @classmethod
     def _known_lane(cls, name: str) -> str:
         return _one_of("data/lanes", name)
 
-    @field_validator("prompt", "negative_prompt", "adjective_prompt")
-    @classmethod
-    def _has_slot(cls, text: str) -> str:
-        if text.count("{}") != 1:
-            raise ValueError('it must contain "{}" once, where the name goes')
-        return text
-
     @field_validator("seeds")
     @classmethod
     def _different(cls, seeds: list[int]) -> list[int]:
-        if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            raise ValueError("seeds must be different and not negative")
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("seeds must be different")
         return seeds
 
     @field_validator("workers")
@@ -259,7 +243,7 @@ def profile_names() -> dict[str, Path]:
 
 
 def profile_file(name_or_path: str | Path) -> Path:
-    """The file of a profile given by name or by path. UserError, with the nearest names, when there is none."""
+    """The file of a profile given by name or by path; UserError with the nearest names if there is none."""
     known = profile_names()
     path = Path(name_or_path).expanduser()
     if str(name_or_path) in known:

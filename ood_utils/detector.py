@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from safetensors.numpy import save as to_bytes
 from torch import Tensor
 
 from . import models, scores
+from .data.images import read_image
 from .errors import UserError
 from .files import atomic_write
 
 FORMAT = 1
+TEXTS = ("class_text", "negative_text")
 
 
 @dataclass
@@ -38,6 +41,11 @@ class Detector:
     threshold: float
     temperature: float = 0.01
     groups: int = 1
+
+    @cached_property
+    def network(self) -> models.Network:
+        """The model, loaded once, when the first image is scored."""
+        return models.Network(self.model, str(self.weights))
 
     def calibrate(self, id_images: np.ndarray, recall: float = 0.95) -> float:
         """Set and return the threshold that accepts at least ``recall`` of held-out ID embeddings (n, d)."""
@@ -61,23 +69,17 @@ class Detector:
     @torch.no_grad()
     def score(self, images: Sequence[Any] | Tensor) -> dict[str, np.ndarray]:
         """The same for PIL images, file paths, or an already normalised tensor (n, 3, H, W)."""
-        network, preprocess, _ = models.load(self.model, self.weights)
+        model, preprocess, _ = self.network.parts
         if not isinstance(images, Tensor):
-            images = torch.stack([preprocess(_opened(image)) for image in images])
-        rows = torch.nn.functional.normalize(network.encode_image(images).float(), dim=-1)
+            opened = [read_image(i) if isinstance(i, str | Path) else i.convert("RGB") for i in images]
+            images = torch.stack([preprocess(image) for image in opened])
+        rows = torch.nn.functional.normalize(model.encode_image(images).float(), dim=-1)
         return self.score_embeddings(rows.numpy())
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file: the text embeddings, and the rest as metadata.
-
-        The whole file or nothing; UserError when the disk refuses.
-        """
-        facts = {
-            "format": FORMAT, "model": self.model, "weights": str(self.weights), "class_names": self.class_names,
-            "threshold": self.threshold, "temperature": self.temperature, "groups": self.groups,
-        }  # fmt: skip
-        tensors = {"class_text": self.class_text, "negative_text": self.negative_text}
-        tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+        """Write one safetensors file, whole or not at all: the text embeddings, and the rest as metadata."""
+        facts = {"format": FORMAT, **asdict(self), "weights": str(self.weights)}
+        tensors = {name: np.ascontiguousarray(facts.pop(name)) for name in TEXTS}
         atomic_write(
             path, to_bytes(tensors, {"detector": json.dumps(facts)})
         )  # save_file has its own disk error
@@ -88,20 +90,12 @@ class Detector:
         try:
             with safe_open(path, "np") as file:
                 facts = json.loads((file.metadata() or {})["detector"])
-                tensors = {key: file.get_tensor(key) for key in ("class_text", "negative_text")}
+                tensors = {name: file.get_tensor(name) for name in TEXTS}
         except (OSError, SafetensorError, KeyError, ValueError) as fault:
-            raise UserError(
-                f"detector file {path} cannot be read ({fault}); save it again with Detector.save"
-            ) from None
+            again = "save it again with Detector.save"
+            raise UserError(f"detector file {path} cannot be read ({fault}); {again}") from None
         if facts.pop("format") != FORMAT:
             raise UserError(
                 f"detector file {path} has another format than {FORMAT}; save it again with this version"
             )
         return cls(**facts, **tensors)
-
-
-def _opened(image: Any) -> Any:
-    """A path as an RGB PIL image; a PIL image as RGB."""
-    from PIL import Image
-
-    return (Image.open(image) if isinstance(image, (str, Path)) else image).convert("RGB")

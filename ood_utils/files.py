@@ -67,6 +67,11 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
+def write_json(path: Path, value: Any) -> Path:
+    """Write a value as ``plain`` JSON, whole or not at all."""
+    return atomic_write(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, {} when there is no file; UserError when the file is broken."""
     try:
@@ -82,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def progress(
     iterable: Iterable | None = None, total: float | None = None, desc: str = "", **more: Any
 ) -> Any:
-    """tqdm, from the third second on: a live bar on a terminal, elsewhere plain text every 5 seconds at most."""
+    """tqdm, from the third second on: a live bar on a terminal, elsewhere plain text every 5 seconds."""
     from tqdm import tqdm
 
     stream, interval = (sys.stderr, 0.1) if sys.stderr.isatty() else (sys.stdout, 5)

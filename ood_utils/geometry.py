@@ -29,12 +29,15 @@ def _pairs(images: np.ndarray, matched: np.ndarray) -> tuple[np.ndarray, np.ndar
     return images, matched
 
 
-def _labels(labels: np.ndarray, images: int, classes: int) -> np.ndarray:
-    """Labels as an int array, checked to be one per image and in [0, classes)."""
+def _classified(
+    images: np.ndarray, labels: np.ndarray, class_text: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit images and class texts, and labels checked to be one class per image."""
+    images, class_text = unit_rows(images=images, class_text=class_text)
     labels = np.asarray(labels, dtype=np.int64)
-    if labels.shape != (images,) or labels.min() < 0 or labels.max() >= classes:
-        raise UserError(f"labels must be {images} numbers in [0, {classes}), one per image.")
-    return labels
+    if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= len(class_text):
+        raise UserError(f"labels must be {len(images)} numbers in [0, {len(class_text)}), one per image.")
+    return images, labels, class_text
 
 
 def _normalise(rows: np.ndarray) -> np.ndarray:
@@ -49,7 +52,7 @@ def gap_direction(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
 
 def centroid_gap(images: np.ndarray, texts: np.ndarray) -> float:
-    """||mean image - mean text||, in [0, 2]; 0 = no gap, about 0.85 in CLIP (Liang et al. 2022, section 4.2)."""
+    """||mean image - mean text||, in [0, 2]; 0 = no gap, about 0.85 in CLIP (Liang et al. 2022, 4.2)."""
     images, texts = unit_rows(images=images, texts=texts)
     return float(np.linalg.norm(images.mean(0) - texts.mean(0)))
 
@@ -89,8 +92,7 @@ def per_class_gap(images: np.ndarray, labels: np.ndarray, class_text: np.ndarray
     is the mean over images of i - t_y: 1 = the gap is one direction shared by all classes. Classes
     without images are left out.
     """
-    images, class_text = unit_rows(images=images, class_text=class_text)
-    labels = _labels(labels, len(images), len(class_text))
+    images, labels, class_text = _classified(images, labels, class_text)
     counts = np.bincount(labels, minlength=len(class_text))
     sums = np.zeros_like(class_text)
     np.add.at(sums, labels, images)
@@ -128,7 +130,7 @@ def linear_separability(images: np.ndarray, texts: np.ndarray, seed: int = 0, li
 
 
 def alignment(images: np.ndarray, matched: np.ndarray) -> float:
-    """Mean ||i - t_y||^2 of matched pairs, in [0, 4]; lower = better aligned (Wang and Isola 2020, alpha = 2)."""
+    """Mean ||i - t_y||^2 of matched pairs, in [0, 4]; lower = closer (Wang and Isola 2020, alpha = 2)."""
     images, matched = _pairs(images, matched)
     return float(np.square(images - matched).sum(1).mean())
 
@@ -136,7 +138,7 @@ def alignment(images: np.ndarray, matched: np.ndarray) -> float:
 def uniformity(
     a: np.ndarray, b: np.ndarray | None = None, t: float = 2.0, skip: np.ndarray | None = None
 ) -> float:
-    """log mean exp(-t ||a - b||^2), at most 0; LOWER (more negative) = more evenly spread (Wang and Isola 2020).
+    """log mean exp(-t ||a - b||^2), at most 0; LOWER = more evenly spread (Wang and Isola 2020).
 
     Over distinct pairs of ``a`` when ``b`` is None, else over all pairs of a row of ``a`` and a row of
     ``b``; ``skip`` (len(a),) then names the one row of ``b`` left out for each row of ``a`` (its match).
@@ -167,8 +169,7 @@ def margins(
 
     Positive = the true text wins on average. Half of m2-Mix' relative alignment (core_methods 5.2).
     """
-    images, class_text = unit_rows(images=images, class_text=class_text)
-    labels = _labels(labels, len(images), len(class_text))
+    images, labels, class_text = _classified(images, labels, class_text)
     hardest_id, hardest_negative, true = (np.full(len(images), np.nan) for _ in range(3))
     texts = None if negatives is None else unit_rows(images=images, negatives=negatives)[1]
     for start in range(0, len(images), CHUNK):
@@ -197,19 +198,16 @@ def gap_decomposition(images: np.ndarray, matched: np.ndarray) -> dict[str, floa
     difference = images - matched
     total, centroid = np.square(difference).sum(1).mean(), np.square(shift).sum()
     residual = np.square(difference - shift).sum(1).mean()
-    parts = {
-        "total": total,
-        "centroid": centroid,
-        "residual": residual,
-        "centroid_share": centroid / max(total, 1e-12),
-    }
-    return {name: float(value) for name, value in parts.items()}
+    return {
+        "total": float(total), "centroid": float(centroid), "residual": float(residual),
+        "centroid_share": float(centroid / max(total, 1e-12)),
+    }  # fmt: skip
 
 
 def contrastive_loss(
     images: np.ndarray, matched: np.ndarray, labels: np.ndarray, scale: float, batch: int
 ) -> float:
-    """Mean symmetric CLIP loss (nats) over consecutive batches; pairs of one label are not each other's negatives."""
+    """Mean symmetric CLIP loss (nats) over consecutive batches; pairs of one label are no negatives."""
     from scipy.special import logsumexp
 
     losses = []
@@ -236,7 +234,7 @@ def gap_shift(
     seed: int = 0,
     score: Callable[[Callable, Callable], float | Mapping[str, float]] | None = None,
 ) -> pd.DataFrame:
-    """Move images and texts towards each other along the gap and see what the model loses (Liang et al. 2022, 4.2).
+    """Move images and texts towards each other and see what the model loses (Liang et al. 2022, 4.2).
 
     i' = norm(i - f/2 g), t' = norm(t + f/2 g), g = mean image - mean text: fraction f = 0 is the model,
     1 closes the gap (but for the rescaling), f < 0 widens it. ``texts`` (n, d) are matched texts.
@@ -246,8 +244,7 @@ def gap_shift(
     batches), accuracy (zero-shot, [0, 1]).
     """
     images, texts = _pairs(images, texts)
-    class_text = unit_rows(images=images, class_text=class_text)[1]
-    labels = _labels(labels, len(images), len(class_text))
+    _, labels, class_text = _classified(images, labels, class_text)
     gap = images.mean(0) - texts.mean(0)
     direction = gap / max(np.linalg.norm(gap), 1e-12)
     order = np.random.default_rng(seed).permutation(len(images))
@@ -289,12 +286,11 @@ def mean_subtraction(images: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray,
 def pair_cosines(
     images: np.ndarray, labels: np.ndarray, class_text: np.ndarray, pairs: int = 100_000, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Cosines of four families of pairs: keys image-image, text-text, matched, mismatched (image and wrong text).
+    """Cosines of four families of pairs: image-image, text-text, matched, mismatched (image and wrong text).
 
     At most ``pairs`` random distinct pairs of each family; matched has every image once.
     """
-    images, class_text = unit_rows(images=images, class_text=class_text)
-    labels = _labels(labels, len(images), len(class_text))
+    images, labels, class_text = _classified(images, labels, class_text)
     rng = np.random.default_rng(seed)
 
     def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -326,8 +322,7 @@ def summary(
     and class texts pooled). ``align_id`` as ``alignment`` (lower = closer). The centroid gap, as the
     decomposition, compares images with their matched texts (equal to the class texts for balanced classes).
     """
-    images, class_text = unit_rows(images=images, class_text=class_text)
-    labels = _labels(labels, len(images), len(class_text))
+    images, labels, class_text = _classified(images, labels, class_text)
     matched = class_text[labels]
     own = np.exp(-2 * np.square(images - matched).sum(1)).mean()
     parts = gap_decomposition(images, matched)

@@ -1,9 +1,10 @@
 """Every score of every method on every out-of-distribution (OoD) set, with intervals, as tidy tables.
 
-A *method* is a way to train ("zero-shot", "FLYP", "CMA"), a *score* a way to read its embeddings ("MCM", "NegLabel").
-Metrics are fractions in [0, 1]; ``fpr95_id`` and ``fpr95_ood`` are told apart in ``metrics``. Intervals are 95 %
-bootstrap intervals over TEST IMAGES; the spread over training seeds stands beside them and is never mixed in.
-Averages over sets weigh each set alike and get intervals of their own (the ID resample is shared by the sets).
+A *method* is a way to train ("zero-shot", "FLYP", "CMA"), a *score* a way to read its embeddings ("MCM",
+"NegLabel"). Metrics are fractions in [0, 1]; ``fpr95_id`` and ``fpr95_ood`` are told apart in ``metrics``.
+Intervals are 95 % bootstrap intervals over TEST IMAGES; the spread over training seeds stands beside them and
+is never mixed in. Averages over sets weigh each set alike and get intervals of their own (the ID resample is
+shared by the sets).
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from itertools import product
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from . import metrics, scores
-from .errors import UserError
+from . import methods, metrics
+from .errors import UserError, nearest
 from .metrics import LOWER_IS_BETTER, METRICS
 
-# averages that published tables print; added where all their sets were scored. Named apart from our groups, so that
-# no other world's "average near" is ever laid beside a paper's
+if TYPE_CHECKING:
+    from .config import Profile
+    from .embeddings import StudyEmbeddings
+
+# averages that published tables print; added where all their sets were scored. Named apart from our groups,
+# so that no other world's "average near" is ever laid beside a paper's
 BENCHMARKS = {
     "MOS": ("iNaturalist", "SUN", "Places", "Textures"),
     "OpenOOD near": ("SSB-hard", "NINCO"),
@@ -35,7 +40,8 @@ _KEYS = ["method", "score", "set", "group", "average"]
 
 @dataclass(frozen=True)
 class ScoreBook:
-    """Every image's score under every (method, seed, score), the M rows ``keys`` of all arrays; higher = more ID.
+    """Every image's score under every (method, seed, score), the M rows ``keys`` of all arrays; higher = more
+    ID.
 
     ``id`` (M, n_id); ``ood``: set -> (M, n_set); ``groups``: set -> near, far, unseen, ...; ``draws`` and
     ``draw_seed`` of the bootstrap, which is computed once, when first asked for.
@@ -51,18 +57,16 @@ class ScoreBook:
     def scores(self, method: str, score: str, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(ID scores (n_id,), set -> scores (n_set,)) of one row, for histograms and ROC curves."""
         if (method, seed, score) not in self.keys:
-            raise UserError(
-                f"No scores of {method!r}, seed {seed}, {score!r}; there are {_listed(self.keys)}."
-            )
+            known = _listed(self.keys)
+            raise UserError(f"No scores of {method!r}, seed {seed}, {score!r}; there are {known}.")
         row = self.keys.index((method, seed, score))
         return self.id[row], {name: values[row] for name, values in self.ood.items()}
 
     @cached_property
     def averages(self) -> dict[str, list[str]]:
         """Group -> its sets: near, far, unseen, any other group, published benchmarks, and "all"."""
-        present = dict.fromkeys(
-            [g for g in _GROUPS if g in self.groups.values()] + list(self.groups.values())
-        )
+        groups = list(self.groups.values())
+        present = dict.fromkeys([g for g in _GROUPS if g in groups] + groups)
         found = {group: [name for name, g in self.groups.items() if g == group] for group in present}
         found |= {name: list(sets) for name, sets in BENCHMARKS.items() if set(sets) <= set(self.groups)}
         return {**found, "all": list(self.groups)}
@@ -70,13 +74,7 @@ class ScoreBook:
     @cached_property
     def points(self) -> dict[str, np.ndarray]:
         """Set or "average <group>" -> (M, 5) metrics in the order of ``METRICS``."""
-        rows = {
-            name: np.array(
-                [[*metrics.ood_metrics(i, o).values().values()] for i, o in zip(self.id, ood, strict=True)]
-            )
-            for name, ood in self.ood.items()
-        }
-        return self._with_averages(rows)
+        return self._with_averages({name: _points(self.id, ood) for name, ood in self.ood.items()})
 
     @cached_property
     def resampled(self) -> dict[str, np.ndarray]:
@@ -84,7 +82,12 @@ class ScoreBook:
         return self._with_averages(metrics.bootstrap_draws(self.id, self.ood, self.draws, self.draw_seed))
 
     def table(self) -> pd.DataFrame:
-        """One row per method, seed, score and set (or average): see ``evaluate``."""
+        """The leaderboard: one row per method, seed, score and set.
+
+        Columns: method, seed, score, set, group, average (True for the rows "average near", "average far",
+        ..., "average all"), n_id, n_ood, the five metrics (fractions), and
+        ``<metric>_low``/``<metric>_high``.
+        """
         return pd.concat([self._rows(name) for name in self.points], ignore_index=True)
 
     def _rows(self, name: str) -> pd.DataFrame:
@@ -101,66 +104,57 @@ class ScoreBook:
         return frame
 
     def _with_averages(self, by_set: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        means = {
-            f"average {g}": np.mean([by_set[s] for s in sets], axis=0) for g, sets in self.averages.items()
-        }
-        return {**by_set, **means}
+        members = {f"average {group}": sets for group, sets in self.averages.items()}
+        return by_set | {name: np.mean([by_set[s] for s in sets], axis=0) for name, sets in members.items()}
 
 
 def image_scores(
-    spaces: Mapping[tuple[str, int], Any],
-    study: Any,
-    negatives: Any,
-    profile: Any,
+    models: Mapping[tuple[str, int], StudyEmbeddings],
+    profile: Profile,
     split: Literal["test", "validation"] = "test",
-    names: Sequence[str] = scores.SCORES,
+    names: Sequence[str] = (),
 ) -> ScoreBook:
-    """Score every image of ``study`` in every space: (method, seed) -> Space.
+    """Score every image with every model, (method, seed) -> embeddings with the negative labels that all
+    share.
 
-    ``negatives`` is a NegativeList, or indices into ``study.corpus``, shared by all methods. The profile gives
-    temperature, groups and the number of bootstrap draws. ``split``: "test" (id_test and ``study.ood``) or
-    "validation" (id_val and ``study.validation``), on which every choice is made. ``names``: the scores wanted.
-    Raises UserError if a space lacks a set, if spaces disagree on the images, or if there is nothing to score.
+    The profile gives temperature, groups and the number of bootstrap draws. ``split``: "test" (id_test and
+    the OoD test sets) or "validation" (id_val and the validation sets), on which every choice is made.
+    ``names``: the scores wanted, by default all whose needs are met; only these are computed. Raises
+    UserError if a model lacks a set, if models disagree on the images, for an unknown score, or if there is
+    nothing to score.
     """
     if split not in ("test", "validation"):
         raise UserError(f"split is {split!r}; choose 'test' or 'validation'.")
-    id_set, sets = ("id_test", study.ood) if split == "test" else ("id_val", study.validation)
-    if not spaces or not sets:
-        raise UserError(f"There is nothing to score: {len(spaces)} spaces, {len(sets)} OoD {split} sets.")
-    if unknown := [name for name in names if name not in scores.SCORES]:
-        raise UserError(f"No score is called {unknown[0]!r}; choose among {', '.join(scores.SCORES)}.")
+    id_set = "id_test" if split == "test" else "id_val"
+    sets = next(iter(models.values())).of_split(split) if models else {}
+    if not sets:
+        raise UserError(f"There is nothing to score: {len(models)} models, {len(sets)} OoD {split} sets.")
     keys, rows = [], []
-    for (method, seed), space in spaces.items():
-        scored = _score_space(space, [id_set, *sets], negatives, profile, method)
-        for name in names:
-            keys.append((method, seed, name))
-            rows.append({image_set: values[name] for image_set, values in scored.items()})
-    stacked = {image_set: _stacked([row[image_set] for row in rows], image_set) for image_set in rows[0]}
+    for (method, seed), embedded in models.items():
+        scored = {name: _scored(evidence_of(embedded, name, profile), names) for name in [id_set, *sets]}
+        for score in scored[id_set]:
+            keys.append((method, seed, score))
+            rows.append({name: by_score[score] for name, by_score in scored.items()})
+    stacked = {name: _stacked([row[name] for row in rows], name) for name in rows[0]}
     inside = stacked.pop(id_set)
     return ScoreBook(keys, inside, stacked, {name: s.group for name, s in sets.items()}, profile.bootstrap)
 
 
-def evaluate(
-    spaces: Mapping[tuple[str, int], Any],
-    study: Any,
-    negatives: Any,
-    profile: Any,
-    split: Literal["test", "validation"] = "test",
-    names: Sequence[str] = scores.SCORES,
-) -> pd.DataFrame:
-    """The leaderboard: ``image_scores(...).table()``; keep the book instead where differences are wanted too.
-
-    Columns: method, seed, score, set, group, average (True for the rows "average near", "average far", ...,
-    "average all"), n_id, n_ood, the five metrics (fractions), and ``<metric>_low``/``<metric>_high``.
-    """
-    return image_scores(spaces, study, negatives, profile, split, names).table()
+def evidence_of(embedded: StudyEmbeddings, name: str, profile: Profile) -> methods.Evidence:
+    """What methods may judge the images of one set by. UserError when the set was not embedded."""
+    if name not in embedded.sets:
+        raise UserError(f"There are no embeddings of the set {name!r}{nearest(name, embedded.sets)}")
+    texts = embedded.class_text, embedded.negative_text
+    return methods.Evidence(embedded[name].rows, *texts, profile.temperature, profile.groups)
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of ``evaluate``'s table: the same columns without ``seed``, plus ``seeds`` and ``<metric>_std``.
+    """Mean over seeds of a book's table: the same columns without ``seed``, plus ``seeds`` and
+    ``<metric>_std``.
 
-    ``_std`` is the sample standard deviation over seeds (NaN for one seed). ``_low``/``_high`` are the means of the
-    seeds' bounds, a little wider than the interval of the mean itself, which ``differences`` computes exactly.
+    ``_std`` is the sample standard deviation over seeds (NaN for one seed). ``_low``/``_high`` are the means
+    of the seeds' bounds, a little wider than the interval of the mean itself, which ``differences`` computes
+    exactly.
     """
     wanted = [c for metric in METRICS for c in (metric, f"{metric}_low", f"{metric}_high")]
     grouped = frame.groupby(_KEYS, sort=False)
@@ -172,47 +166,43 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
 def differences(
     book: ScoreBook, pairs: Iterable[tuple[str, str]], every_set: bool = False, score: str | None = None
 ) -> pd.DataFrame:
-    """Method a minus method b for each pair (a, b), on the same images: a paired bootstrap, averaged over seeds.
+    """Method a minus method b for each pair (a, b), on the same images: a paired bootstrap, averaged over
+    seeds.
 
-    One row per pair, score, average (with ``every_set`` also per set) and metric: a, b, score, set, group, average,
-    metric, ``difference`` of the seed means, its 95 % interval ``low``/``high`` over test images (seeds held fixed),
-    ``seed_min``/``seed_max`` (the single seeds' differences: matched where a and b have the same seeds, else all
-    combinations) and ``verdict``: "better" or "worse" (of a) where the interval leaves out 0, else "no difference".
-    ``score`` keeps one score only. Raises UserError for a method that was not scored.
+    One row per pair, score, average (with ``every_set`` also per set) and metric: a, b, score, set, group,
+    average, metric, ``difference`` of the seed means, its 95 % interval ``low``/``high`` over test images
+    (seeds held fixed), ``seed_min``/``seed_max`` (the single seeds' differences: matched where a and b have
+    the same seeds, else all combinations) and ``verdict``: "better" or "worse" (of a) where the interval
+    leaves out 0, else "no difference". ``score`` keeps one score only. Raises UserError for a method that was
+    not scored.
     """
     wanted = [name for name in dict.fromkeys(key[2] for key in book.keys) if score in (None, name)]
     sets = [name for name in book.points if every_set or name not in book.ood]
-    rows = [
-        row
-        for a, b in pairs
-        for name in wanted
-        for image_set in sets
-        for row in _difference_rows(book, a, b, name, image_set)
-    ]
-    return pd.DataFrame(rows)
+    rows = [_difference_rows(book, *pair, name, where) for pair in pairs for name in wanted for where in sets]
+    return pd.DataFrame([row for part in rows for row in part])
 
 
 def verdict(
     frame: pd.DataFrame, a: str, b: str, metric: str = "fpr95_id", score: str = "NegLabel", group: str = "all"
 ) -> dict[str, Any]:
-    """One row of ``differences`` as a dict, with a ``sentence`` that says it plainly, seeds that disagree included.
+    """One row of ``differences`` as a dict, with a ``sentence`` that says it plainly, seeds that disagree
+    included.
 
     Raises UserError if the table has no such row.
     """
-    found = frame.query(
-        "a == @a and b == @b and metric == @metric and score == @score and group == @group and average"
-    )
+    wanted = {"a": a, "b": b, "metric": metric, "score": score, "group": group, "average": True}
+    found = frame[(frame[list(wanted)] == pd.Series(wanted)).all(axis=1)]
     if len(found) != 1:
         asked = f"{a} - {b}, {score}, {metric}, average {group}"
         raise UserError(f"The table holds {len(found)} rows for {asked}; make it with differences first.")
     row = found.iloc[0].to_dict()
-    claim = {"better": f"{a} is better than {b}", "worse": f"{a} is worse than {b}"}.get(
-        row["verdict"], f"{a} and {b} do not differ measurably"
-    )
+    claims = {"better": f"{a} is better than {b}", "worse": f"{a} is worse than {b}"}
+    claim = claims.get(row["verdict"], f"{a} and {b} do not differ measurably")
     doubt = "; the seeds disagree on the sign" if row["seed_min"] < 0 < row["seed_max"] else ""
+    change, low, high = (f"{100 * row[part]:+.2f}" for part in ("difference", "low", "high"))
     row["sentence"] = (
-        f"{claim} in {metric} ({score}, {row['set']}): {100 * row['difference']:+.2f} points, 95 % interval "
-        f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f} over test images{doubt}."
+        f"{claim} in {metric} ({score}, {row['set']}): {change} points, 95 % interval {low} to {high} "
+        f"over test images{doubt}."
     )
     return row
 
@@ -220,18 +210,17 @@ def verdict(
 def paper_tables(source: str | None = None, table: int | None = None) -> pd.DataFrame:
     """Published numbers as fractions, kept beside the code; ``source`` and ``table`` choose a part.
 
-    Columns: source, table, method, score, set, fpr95_id, auroc, id_accuracy, convention, note. They are references,
-    never results of ours; ``convention`` names the positive class of the source's FPR95. UserError for an unknown part.
+    Columns: source, table, method, score, set, fpr95_id, auroc, id_accuracy, convention, note. They are
+    references, never results of ours; ``convention`` names the positive class of the source's FPR95.
+    UserError for an unknown part.
     """
     with resources.files("ood_utils").joinpath("assets/paper_tables.csv").open("rb") as file:
-        frame = pd.read_csv(
-            file, keep_default_na=False, na_values=[""], dtype={"table": "Int64", "note": "string"}
-        )
+        types = {"table": "Int64", "note": "string"}
+        frame = pd.read_csv(file, keep_default_na=False, na_values=[""], dtype=types)
     for column, value in (("source", source), ("table", table)):
         if value is not None and value not in set(frame[column]):
-            raise UserError(
-                f"paper_tables has no {column} {value!r}; it has {_listed(frame[column].unique())}."
-            )
+            known = _listed(frame[column].unique())
+            raise UserError(f"paper_tables has no {column} {value!r}; it has {known}.")
         frame = frame if value is None else frame[frame[column].eq(value).fillna(False)]
     return frame.reset_index(drop=True)
 
@@ -239,60 +228,49 @@ def paper_tables(source: str | None = None, table: int | None = None) -> pd.Data
 def against_paper(frame: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
     """Published numbers beside ours, one row per source, table, method, score, set and metric.
 
-    Further columns: paper, ours, low, high (our interval), difference, verdict.
-    ``frame`` is the table of ``evaluate`` or ``summarise``; ``paper`` (part of) ``paper_tables()``. Rows meet by
-    method, score and set. ``difference`` is ours minus paper; ``verdict``: "agrees" where our interval holds the
-    paper's number, "better"/"worse" (ours) where not, "not measured" where we have none. Metrics: fpr95_id, auroc.
+    Further columns: paper, ours, low, high (our interval), difference, verdict. ``frame`` is a book's table
+    or ``summarise``'s; ``paper`` (part of) ``paper_tables()``. Rows meet by method, score and set.
+    ``difference`` is ours minus paper; ``verdict``: "agrees" where our interval holds the paper's number,
+    "better"/"worse" (ours) where not, "not measured" where we have none. Metrics: fpr95_id, auroc.
     """
     ours = summarise(frame) if "seed" in frame else frame
     joined = paper.merge(ours, on=["method", "score", "set"], how="left", suffixes=("_paper", ""))
     parts = []
     for metric in ("fpr95_id", "auroc"):
-        part = joined[["source", "table", "method", "score", "set"]].assign(
-            metric=metric,
-            paper=joined[f"{metric}_paper"],
-            ours=joined[metric],
-            low=joined[f"{metric}_low"],
-            high=joined[f"{metric}_high"],
-        )
+        columns = {
+            f"{metric}_paper": "paper",
+            metric: "ours",
+            f"{metric}_low": "low",
+            f"{metric}_high": "high",
+        }
+        part = joined[["source", "table", "method", "score", "set", *columns]].rename(columns=columns)
+        part.insert(5, "metric", metric)
         parts.append(part[part["paper"].notna()])
     result = pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
     result["difference"] = result["ours"] - result["paper"]
     result["verdict"] = [
-        "not measured" if np.isnan(ours) else _word(metric, low - paper, high - paper, "agrees")
-        for metric, paper, ours, low, high in result[["metric", "paper", "ours", "low", "high"]].itertuples(
-            index=False
-        )
+        _word(row.metric, row.low - row.paper, row.high - row.paper, "agrees")
+        if row.ours == row.ours  # not NaN
+        else "not measured"
+        for row in result.itertuples()
     ]
     return result
 
 
-def _score_space(
-    space: Any, sets: Sequence[str], negatives: Any, profile: Any, method: str
-) -> dict[str, dict[str, np.ndarray]]:
-    if missing := [name for name in sets if name not in space.images]:
-        raise UserError(
-            f"The space of {method!r} has no images of the set {missing[0]!r}; embed the study again."
-        )
-    index = np.asarray(getattr(negatives, "indices", negatives), dtype=np.int64)
-    if index.size and not 0 <= index.min() <= index.max() < len(space.corpus_text):
-        raise UserError(
-            f"The negatives point beyond the {len(space.corpus_text)} words of the corpus; mine them again."
-        )
-    negative_text = space.corpus_text[index]
-    return {
-        name: scores.all_scores(
-            space.images[name], space.class_text, negative_text, profile.temperature, profile.groups
-        )
-        for name in sets
-    }
+def _points(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """Metrics of M scorings of the same images, (M, 5)."""
+    found = [metrics.ood_metrics(i, o) for i, o in zip(inside, outside, strict=True)]
+    return np.array([list(each.values().values()) for each in found])
+
+
+def _scored(evidence: methods.Evidence, names: Sequence[str]) -> dict[str, np.ndarray]:
+    return {name: methods.find(name)(evidence) for name in names or methods.names(evidence)}
 
 
 def _stacked(rows: list[np.ndarray], name: str) -> np.ndarray:
     if len(sizes := {len(row) for row in rows}) > 1:
-        raise UserError(
-            f"The methods embedded {sorted(sizes)} images of {name!r}; embed the same images with each."
-        )
+        counts = sorted(sizes)
+        raise UserError(f"The models embedded {counts} images of {name!r}; embed the same images with each.")
     return np.stack(rows)
 
 
@@ -322,9 +300,8 @@ def _rows_of(book: ScoreBook, method: str, score: str) -> dict[int, int]:
     """Seed -> row of a method's score."""
     rows = {seed: row for row, (m, seed, s) in enumerate(book.keys) if (m, s) == (method, score)}
     if not rows:
-        raise UserError(
-            f"No scores of {method!r} with {score!r}; the book has {_listed(m for m, _, _ in book.keys)}."
-        )
+        known = _listed(m for m, _, _ in book.keys)
+        raise UserError(f"No scores of {method!r} with {score!r}; the book has {known}.")
     return rows
 
 

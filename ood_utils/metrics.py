@@ -1,12 +1,12 @@
 """How well one number per image tells in-distribution (ID) from out-of-distribution (OoD) images.
 
-Everywhere: scores are float64 and a HIGHER score means MORE in-distribution; every metric is a fraction in [0, 1].
+Scores are float64 and a HIGHER score means MORE in-distribution; every metric is a fraction in [0, 1].
 
 FPR95 has two meanings in this field, and both are always computed:
-``fpr95_id``  ID is the positive class: share of OoD images accepted when at least 95 % of ID images are accepted
-              (MCM, NegLabel, CMA);
-``fpr95_ood`` OoD is the positive class: share of ID images rejected when at least 95 % of OoD images are rejected
-              (OpenOOD, pytorch-ood).
+``fpr95_id``  ID is the positive class: share of OoD images accepted when at least 95 % of ID images are
+              accepted (MCM, NegLabel, CMA);
+``fpr95_ood`` OoD is the positive class: share of ID images rejected when at least 95 % of OoD images are
+              rejected (OpenOOD, pytorch-ood).
 The bootstrap is stratified (ID and OoD images are drawn apart, with replacement) and exact on ties.
 """
 
@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from .arrays import table, vector
 from .errors import UserError
 
 METRICS = ("auroc", "fpr95_id", "fpr95_ood", "aupr_in", "aupr_out")
@@ -67,12 +68,11 @@ class Difference(NamedTuple):
 def ood_metrics(id_scores: Any, ood_scores: Any) -> OodMetrics:
     """AUROC, AUPR and both FPR95s of two 1-D arrays (or tensors) of scores; higher = more ID.
 
-    Ties count one half in AUROC (mid-ranks, scikit-learn). The threshold of an FPR95 is the k-th largest score of
-    the positive class, k = ceil(0.95 n), so its recall is never below 95 %; a score on the threshold is accepted.
-    Raises UserError for an empty array, a wrong shape, NaN or infinity.
+    Ties count one half in AUROC (mid-ranks, scikit-learn). The threshold of an FPR95 is the k-th largest
+    score of the positive class, k = ceil(0.95 n): recall is never below 95 %; a score on the threshold is
+    accepted. Raises UserError for an empty array, a wrong shape, NaN or infinity.
     """
-    inside, outside = _scores(id_scores, "id_scores"), _scores(ood_scores, "ood_scores")
-    scores, is_id = np.concatenate([inside, outside]), np.repeat([1, 0], [len(inside), len(outside)])
+    inside, outside, scores, is_id = _both(id_scores, ood_scores)
     return OodMetrics(
         auroc=float(roc_auc_score(is_id, scores)),
         fpr95_id=_fpr95(inside, outside),
@@ -87,42 +87,37 @@ def ood_metrics(id_scores: Any, ood_scores: Any) -> OodMetrics:
 def compat_fpr95(id_scores: Any, ood_scores: Any, variant: Literal["mcm", "openood", "cma"]) -> float:
     """FPR95 as three published code bases compute it; only to show how far they differ from each other.
 
-    ``mcm`` (MCM, NegLabel, LoCoOp ...): ID positive, the point whose recall is nearest to 0.95, possibly below it.
+    ``mcm`` (MCM, NegLabel, LoCoOp ...): ID positive, the point whose recall is nearest to 0.95, even below.
     ``cma`` (CMA, ood-metrics): ID positive, linear interpolation of the ROC curve at recall 0.95.
     ``openood`` (OpenOOD v1.5): OoD positive, the first point kept by scikit-learn with recall >= 0.95.
     Raises UserError for another variant or unusable scores.
     """
-    inside, outside = _scores(id_scores, "id_scores"), _scores(ood_scores, "ood_scores")
-    scores, is_id = np.concatenate([inside, outside]), np.repeat([1, 0], [len(inside), len(outside)])
+    inside, outside, scores, is_id = _both(id_scores, ood_scores)
     if variant == "mcm":
         fpr, tpr, _ = roc_curve(is_id, scores, drop_intermediate=False)
-        full = (
-            int(np.searchsorted(tpr, 1.0)) + 1
-        )  # MCM cuts the curve where recall is complete and reads it backwards
-        fpr, tpr = fpr[:full][::-1], tpr[:full][::-1]
-        return float(fpr[np.argmin(np.abs(tpr - RECALL / 100))])
+        full = int(np.searchsorted(tpr, 1.0)) + 1  # MCM cuts the curve at full recall and reads it backwards
+        nearest = np.argmin(np.abs(tpr[:full][::-1] - RECALL / 100))
+        return float(fpr[:full][::-1][nearest])
     if variant == "cma":
         fpr, tpr, _ = roc_curve(is_id, scores)
         return float(np.interp(RECALL / 100, tpr, fpr))
     if variant == "openood":
         fpr, tpr, _ = roc_curve(1 - is_id, -scores)
         return float(fpr[np.argmax(tpr >= RECALL / 100)])
-    raise UserError(
-        f"variant is {variant!r}, which compat_fpr95 does not know; choose 'mcm', 'openood' or 'cma'."
-    )
+    raise UserError(f"variant is {variant!r}, which is unknown; choose 'mcm', 'openood' or 'cma'.")
 
 
 def bootstrap(id_scores: Any, ood_scores: Any, n: int = 1000, seed: int = 0) -> dict[str, Interval]:
     """95 % percentile intervals of the five metrics, by a stratified bootstrap over images.
 
-    ``ood_scores`` is one array, or a mapping set name -> array: then the intervals are those of the mean over the
-    sets, the ID resample being shared by them. The interval speaks of the test images only, not of training noise.
-    Where a metric sits on its bound (FPR95 = 0) the interval is degenerate, as for every percentile bootstrap.
+    ``ood_scores`` is one array, or a mapping set name -> array: then the intervals are those of the mean over
+    the sets, which share the ID resample. An interval speaks of the test images only, not of training noise.
+    Where a metric sits on its bound (FPR95 = 0) it is degenerate, as for every percentile bootstrap.
     Raises UserError as ``ood_metrics``.
     """
     draws = _mean_over_sets(bootstrap_draws(id_scores, ood_scores, n, seed))[0]
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    return {name: Interval(float(low[k]), float(high[k])) for k, name in enumerate(METRICS)}
+    return {name: Interval(*pair) for name, *pair in zip(METRICS, low.tolist(), high.tolist(), strict=True)}
 
 
 def paired_bootstrap(
@@ -130,52 +125,45 @@ def paired_bootstrap(
 ) -> dict[str, Difference]:
     """Method a minus method b per metric, both scored on the SAME images in the same order.
 
-    ``ood_a``/``ood_b`` are arrays, or mappings set name -> array (then the difference of the means over the sets).
-    Each draw takes the same images for both, so what both find hard cancels. A negative difference of an FPR95, or a
-    positive one of AUROC/AUPR, says that a is better. Raises UserError as ``ood_metrics`` and if the sets differ.
+    ``ood_a``/``ood_b`` are arrays, or mappings set name -> array (then: difference of the means over the
+    sets). Each draw takes the same images for both, so what both find hard cancels. A negative difference of
+    an FPR95, or a positive one of AUROC/AUPR, says that a is better. Errors as ``ood_metrics``; other sets.
     """
     sets_a, sets_b = _as_sets(ood_a), _as_sets(ood_b)
-    if sets_a.keys() != sets_b.keys():
-        raise UserError(
-            f"ood_a has the sets {sorted(sets_a)} but ood_b {sorted(sets_b)}; give both the same sets."
-        )
+    if set(sets_a) != set(sets_b):
+        raise UserError(f"ood_a has {sorted(sets_a)} but ood_b {sorted(sets_b)}; give both the same sets.")
     inside = _stack(id_a, id_b, "id")
     outside = {name: _stack(sets_a[name], sets_b[name], name) for name in sets_a}
-    point = _mean_over_sets({name: _point(inside, scores) for name, scores in outside.items()})
+    points = _mean_over_sets({name: _points(inside, scores) for name, scores in outside.items()})
     draws = _mean_over_sets(bootstrap_draws(inside, outside, n, seed))
     low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975], axis=0)
-    delta = point[0] - point[1]
-    return {
-        name: Difference(float(delta[k]), float(low[k]), float(high[k])) for k, name in enumerate(METRICS)
-    }
+    each = zip(METRICS, (points[0] - points[1]).tolist(), low.tolist(), high.tolist(), strict=True)
+    return {name: Difference(*values) for name, *values in each}
 
 
 def bootstrap_draws(id_scores: Any, ood_scores: Any, n: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
     """Every draw of every metric: set name -> (M, n, 5) float64, the last axis in the order of ``METRICS``.
 
-    ``id_scores`` is (n_id,) or (M, n_id): M scorings of the same images; ``ood_scores`` the same shape per set, one
-    array or a mapping. Draw b takes the same images for all M scorings, and the same ID images for all sets, so any
-    difference or mean of the results is a paired or shared bootstrap. The draws of a set depend on ``seed``, its name
-    and its size alone. An array without a name is the set "ood". Raises UserError as ``ood_metrics``.
+    ``id_scores`` is (n_id,) or (M, n_id): M scorings of the same images; ``ood_scores`` the same shape per
+    set, one array (the set "ood") or a mapping. Draw b takes the same images for all M scorings, and the same
+    ID images for all sets, so any difference or mean of the results is a paired or shared bootstrap. The
+    draws of a set depend on ``seed``, its name and its size alone. Raises UserError as ``ood_metrics``.
     """
     if n < 1:
-        raise UserError(
-            f"n is {n}, but a bootstrap needs at least one draw; give a positive number such as 1000."
-        )
+        raise UserError(f"n is {n}, but a bootstrap needs at least one draw; give a number such as 1000.")
     inside = _rows(id_scores, "id_scores")
     outside = {name: _rows(scores, f"ood_scores[{name!r}]") for name, scores in _as_sets(ood_scores).items()}
     if wrong := [name for name, scores in outside.items() if len(scores) != len(inside)]:
         raise UserError(
-            f"id_scores hold {len(inside)} scorings but set {wrong[0]!r} does not; score every set alike."
+            f"{wrong[0]!r} holds not {len(inside)} scorings as the ID set; score every set alike."
         )
     sorted_id = [_Distinct(scores) for scores in inside]
     pairs = {
         name: [_Pair(i, _Distinct(o)) for i, o in zip(sorted_id, s, strict=True)]
         for name, s in outside.items()
     }
-    step = min(
-        n, max(1, _ELEMENTS // max(inside.shape[1], *(scores.shape[1] for scores in outside.values())))
-    )
+    largest = max(scores.shape[1] for scores in (inside, *outside.values()))
+    step = min(n, max(1, _ELEMENTS // largest))
     id_counts = _counts(inside.shape[1], n, step, (seed, 0))
     ood_counts = {
         name: _counts(s.shape[1], n, step, (seed, zlib.crc32(name.encode()))) for name, s in outside.items()
@@ -200,7 +188,7 @@ class _Distinct:
         self.values = ordered[self.starts]
 
     def cumulate(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Counts per item (n, b) -> counts per distinct value (u, b) and their exclusive running sum (u + 1, b)."""
+        """Counts per item (n, b) -> counts per value (u, b) and their exclusive running sum (u + 1, b)."""
         counts = np.take(counts, self.order, axis=0)
         if len(self.starts) < len(self.order):
             counts = np.add.reduceat(counts, self.starts, axis=0)
@@ -210,7 +198,7 @@ class _Distinct:
 
 
 class _Pair:
-    """Where the distinct ID and OoD scores of one scoring fall among each other; a draw is then counts alone."""
+    """Where the distinct ID and OoD scores fall among each other; a draw is then counts alone."""
 
     def __init__(self, inside: _Distinct, outside: _Distinct) -> None:
         self.ood = outside
@@ -219,7 +207,7 @@ class _Pair:
         self.id_upto_ood = np.searchsorted(inside.values, outside.values, side="right")
 
     def draw(self, w: np.ndarray, id_below: np.ndarray, v: np.ndarray, ood_below: np.ndarray) -> np.ndarray:
-        """Counts and running sums (``_Distinct.cumulate``) of b draws of ID and of OoD -> their metrics (b, 5)."""
+        """What ``_Distinct.cumulate`` gave for b draws of ID and of OoD -> their metrics (b, 5)."""
         n, m, draw = int(id_below[-1, 0]), int(ood_below[-1, 0]), np.arange(w.shape[1])
         id_upto = id_below[self.id_upto_ood]
         smaller = id_below[self.id_below_ood] + id_upto  # twice the ID images under an OoD score, ties once
@@ -234,13 +222,13 @@ class _Pair:
 
 
 def _average_precision(gain: np.ndarray, true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Sum over thresholds of precision times ``gain`` in recall; arrays (u, b), ``true`` and ``false`` are counts."""
+    """Sum over thresholds of precision times ``gain`` in recall; all (u, b), the last two counts."""
     precision = true / np.maximum(true + false, 1)  # 0/0 only where the gain is 0 too
     return np.einsum("ib,ib->b", gain, precision)
 
 
 def _counts(items: int, draws: int, step: int, seed: tuple[int, int]) -> Iterator[np.ndarray]:
-    """How often each of ``items`` images is drawn: (items, <= step) int32 at a time, the same for every ``step``."""
+    """How often each image is drawn: (items, <= step) int32 at a time, the same whatever ``step``."""
     generator = np.random.default_rng(seed)
     for start in range(0, draws, step):
         b = min(step, draws - start)
@@ -259,9 +247,9 @@ def _fpr95(positive: np.ndarray, negative: np.ndarray) -> float:
     return float(np.mean(negative >= np.partition(positive, k)[k]))
 
 
-def _point(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+def _points(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
     """Metrics of M scorings, (M, 5)."""
-    return np.array([list(ood_metrics(i, o).values().values()) for i, o in zip(inside, outside, strict=True)])
+    return np.array([[*ood_metrics(i, o).values().values()] for i, o in zip(inside, outside, strict=True)])
 
 
 def _mean_over_sets(by_set: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -277,33 +265,18 @@ def _as_sets(scores: Any) -> Mapping[str, Any]:
 
 
 def _stack(a: Any, b: Any, name: str) -> np.ndarray:
-    a, b = _scores(a, f"{name} scores of a"), _scores(b, f"{name} scores of b")
+    a, b = vector(a, f"{name} scores of a"), vector(b, f"{name} scores of b")
     if len(a) != len(b):
-        raise UserError(
-            f"{name} has {len(a)} scores of a but {len(b)} of b; a paired bootstrap needs the same images."
-        )
+        raise UserError(f"{name} has {len(a)} scores of a but {len(b)} of b; a pair needs the same images.")
     return np.stack([a, b])
 
 
-def _scores(values: Any, name: str) -> np.ndarray:
-    """A checked 1-D float64 array."""
-    rows = _rows(values, name, dimensions=(1,))
-    return rows[0]
+def _both(id_scores: Any, ood_scores: Any) -> tuple[np.ndarray, ...]:
+    """Checked ID and OoD scores, all of them in one array, and which of these are ID (1, else 0)."""
+    inside, outside = vector(id_scores, "id_scores"), vector(ood_scores, "ood_scores")
+    return inside, outside, np.r_[inside, outside], np.repeat([1, 0], [len(inside), len(outside)])
 
 
-def _rows(values: Any, name: str, dimensions: tuple[int, ...] = (1, 2)) -> np.ndarray:
+def _rows(values: Any, name: str) -> np.ndarray:
     """A checked (M, n) float64 array; 1-D input becomes one row."""
-    values = values.detach().cpu().double().numpy() if hasattr(values, "detach") else values
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim not in dimensions:
-        raise UserError(
-            f"{name} has shape {array.shape}, but one score per image is needed; give a 1-D array."
-        )
-    if array.size == 0:
-        raise UserError(f"{name} is empty; a metric needs at least one image of each kind.")
-    if not np.isfinite(array).all():
-        bad = int((~np.isfinite(array)).sum())
-        raise UserError(
-            f"{name} holds {bad} value(s) that are NaN or infinite; find those images and score them again."
-        )
-    return np.atleast_2d(array)
+    return table(values, name).astype(np.float64) if np.ndim(values) == 2 else vector(values, name)[None]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
-import os
 import pickletools
 import warnings
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import open_clip
@@ -21,51 +20,67 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchvision.transforms import CenterCrop, Compose, Normalize, RandomResizedCrop, Resize, v2
 
-from .errors import UserError
+from .errors import UserError, nearest
+from .files import file_hash, replacing
 
 ASSETS = Path(__file__).parent / "assets"
 GLYPH_WEIGHTS = ASSETS / "GlyphCLIP.safetensors"
 open_clip.add_model_config(ASSETS / "configs")
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def _config(name: str) -> dict:
+def model_config(name: str) -> dict:
     """The open_clip config of an architecture; UserError with the nearest names if there is none."""
     config = open_clip.get_model_config(name)
     if config is None:
-        raise UserError(
-            f"model {name!r} is not an open_clip architecture{_nearest(name, open_clip.list_models())}"
-        )
+        known = nearest(name, open_clip.list_models())
+        raise UserError(f"model {name!r} is not an open_clip architecture{known}")
     return config
 
 
 def preprocess_config(name: str, pretrained: str = "builtin") -> PreprocessCfg:
-    """Image size, mean and std that the model expects, without building it."""
-    size = _config(name)["vision_cfg"].get("image_size", 224)
+    """Image size, mean, std and interpolation that the model expects, without building it."""
+    size = model_config(name)["vision_cfg"].get("image_size", 224)
     known = open_clip.get_pretrained_cfg(name, pretrained) or {}
     if name == "GlyphCLIP":
         known = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     kept = {k: tuple(known[k]) for k in ("mean", "std") if known.get(k)}
-    return PreprocessCfg(size=size, interpolation=known.get("interpolation") or "bicubic", **kept)
+    kept |= {k: known[k] for k in ("interpolation", "resize_mode") if known.get(k)}
+    return PreprocessCfg(size=size, **kept)
 
 
 def transforms(
-    name: str, pretrained: str, crop_scale: tuple[float, float] = (0.9, 1.0)
+    name: str, pretrained: str, crop_scale: Sequence[float] = (0.9, 1.0)
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """(train, evaluation) transforms of open_clip: PIL image -> normalised float32 (3, H, W).
+    """(train, evaluation): RGB PIL image or uint8 (3, H, W) -> normalised float32 (3, S, S).
 
-    Training is RandomResizedCrop at ``crop_scale`` (CMA's and FLYP's recipe: 0.9-1.0, bicubic, no flip).
+    open_clip's pipelines with torchvision's v2 kernels, which resize bytes: faster, and within a grey level
+    or two of PIL. Training is RandomResizedCrop at ``crop_scale`` (CMA's and FLYP's recipe: 0.9-1.0, bicubic,
+    no flip).
     """
     config = preprocess_config(name, pretrained)
     augment = AugmentationCfg(scale=tuple(crop_scale))
-    return image_transform_v2(config, is_train=True, aug_cfg=augment), image_transform_v2(
-        config, is_train=False
-    )
+    train = image_transform_v2(config, is_train=True, aug_cfg=augment)
+    return _on_bytes(train), _on_bytes(image_transform_v2(config, is_train=False))
+
+
+def _on_bytes(pipeline: Compose) -> v2.Compose:
+    """The same steps in v2, on bytes until the last."""
+    steps: list[nn.Module] = [v2.ToImage()]
+    for step in pipeline.transforms:
+        if isinstance(step, RandomResizedCrop):
+            steps.append(v2.RandomResizedCrop(step.size, step.scale, step.ratio, step.interpolation))
+        elif isinstance(step, Resize):
+            steps.append(v2.Resize(step.size, step.interpolation))
+        elif isinstance(step, CenterCrop):
+            steps.append(v2.CenterCrop(step.size))
+        elif isinstance(step, Normalize):
+            steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(step.mean, step.std)]
+    return v2.Compose([*steps, v2.ToPureTensor()])
+
+
+# --- weights files ---
 
 
 def _is_pickle(path: Path) -> bool:
@@ -75,38 +90,33 @@ def _is_pickle(path: Path) -> bool:
             for _ in pickletools.genops(file):
                 pass
             return not file.read(1)  # torch's own old format goes on after its first pickle
-    except (
-        OSError,
-        ValueError,
-        OverflowError,
-        MemoryError,
-    ):  # no such opcode, cut short, or an absurd length
+    except (OSError, ValueError, OverflowError, MemoryError):  # no such opcode, cut short, an absurd length
         return False
 
 
-def _unreadable(path: Path, fault: Exception) -> UserError:
+def _broken(path: Path, fault: Exception) -> UserError:
     """What kind of file torch or safetensors could not read, and what to do about it, in one sentence."""
     if "TorchScript" in str(fault):
         return UserError(
-            f"weights file {path} is a TorchScript archive (OpenAI's own format), which is code; where you trust it, "
-            f'run torch.save(torch.jit.load("{path}", map_location="cpu").state_dict(), NEW_FILE) and give NEW_FILE'
+            f"weights file {path} is a TorchScript archive (OpenAI's own format), which is code; where you "
+            f'trust it, run torch.save(torch.jit.load("{path}", map_location="cpu").state_dict(), NEW_FILE) '
+            "and give NEW_FILE"
         )
     if "GLOBAL" in str(fault) or _is_pickle(path):
         return UserError(
-            f"weights file {path} is a pickle of other things than a state dict of tensors, refused because loading it "
-            "could run code; where you trust it, save its state dict alone with torch.save"
+            f"weights file {path} is a pickle of other things than a state dict of tensors, refused because "
+            "loading it could run code; where you trust it, save its state dict alone with torch.save"
         )
-    reason = f"{type(fault).__name__}: {fault}".splitlines()[0].split(". ")[0][
-        :120
-    ]  # less torch's advice to trust it
+    reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
+    reason = reason.split(". ")[0][:120]  # less torch's advice to trust it
     return UserError(f"weights file {path} is truncated or no weights file at all ({reason}); fetch it again")
 
 
 def _weights_from_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(state dict, metadata) of a local file, never unpickling code; UserError if missing, truncated or foreign."""
+    """(state dict, metadata) of a local file, never unpickling code; UserError if missing, cut or foreign."""
     if not path.is_file():
         raise UserError(
-            f"weights file {path} does not exist; give a path to safetensors or a state dict, or an open_clip tag"
+            f"weights file {path} does not exist; give safetensors, a state dict, or an open_clip tag"
         )
     try:
         if path.suffix == ".safetensors":
@@ -115,24 +125,19 @@ def _weights_from_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return load_file(path), metadata
         with warnings.catch_warnings(action="ignore"):  # torch's own advice on files that are refused anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as fault:  # junk read as a pickle can break torch's reader in any way: KeyError, IndexError, ...
-        raise _unreadable(path, fault) from None
+    except Exception as fault:  # junk can break torch's reader in any way: KeyError, IndexError, ...
+        raise _broken(path, fault) from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(
-            f"weights file {path} is not a state dict of tensors; save one with models.save and use that"
-        )
+        raise UserError(f"weights file {path} is not a state dict of tensors; save one with models.save")
     return {k.removeprefix("module."): v for k, v in state.items()}, {}
 
 
 def _check_activation(model: nn.Module, name: str) -> None:
-    """UserError unless the vision tower was built with the config's activation: the other one's features are wrong."""
-    quick = bool(_config(name).get("quick_gelu", False))
-    tower = (
-        model.visual if isinstance(model.visual, VisionTransformer) else model
-    )  # a ResNet's ReLU tells nothing
+    """UserError unless the model has its config's activation: with the other one its features are wrong."""
+    quick = bool(model_config(name).get("quick_gelu", False))
+    is_vit = isinstance(model.visual, VisionTransformer)
+    tower = model.visual if is_vit else model  # a ResNet's ReLU tells nothing
     if any(isinstance(module, QuickGELU) for module in tower.modules()) != quick:
         raise UserError(
             f"model {name!r} was built {'without' if quick else 'with'} QuickGELU against its config; "
@@ -143,21 +148,21 @@ def _check_activation(model: nn.Module, name: str) -> None:
 def _load_weights(model: nn.Module, path: Path, name: str) -> None:
     """Strictly load a local file; the architecture and activation recorded in it must be the model's.
 
-    A file that does not record its model is OpenAI's, trained with QuickGELU, if its path says "openai" (so does the
-    folder of the Hugging Face cache) or it holds the three numbers that only OpenAI's own archives have.
+    A file that does not record its model is OpenAI's, trained with QuickGELU, if its path says "openai" (so does
+    the Hugging Face cache's folder) or it holds the three numbers that only OpenAI's own archives have.
     """
     state, metadata = _weights_from_file(path)
     openai = "input_resolution" in state or "openai" in f"{path.absolute()} {path.resolve()}".lower()
     state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
-    if metadata.get("model", name) != name:
+    if (saved := metadata.get("model", name)) != name:
         raise UserError(
-            f"weights file {path} was saved from model {metadata['model']!r}, not {name!r}; set model to match"
+            f"weights file {path} was saved from model {saved!r}, not {name!r}; set model to match"
         )
     twin = f"{name}-quickgelu"
     if openai and "model" not in metadata and twin in open_clip.list_models():
         raise UserError(
-            f"weights file {path} is OpenAI's by its path or content, trained with QuickGELU; use model {twin!r}, "
-            'or a path without "openai" if it is not'
+            f"weights file {path} is OpenAI's by its path or content, trained with QuickGELU; use model "
+            f'{twin!r}, or a path without "openai" if it is not'
         )
     try:
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
@@ -166,25 +171,21 @@ def _load_weights(model: nn.Module, path: Path, name: str) -> None:
         raise UserError(f"weights file {path} does not fit model {name!r}: {reason}") from None
 
 
+# --- models ---
+
+
 def load(
     name: str = "GlyphCLIP", pretrained: str = "builtin", device: str = "cpu"
 ) -> tuple[nn.Module, Callable[..., Tensor], Callable[..., Tensor]]:
     """(model in eval mode, evaluation preprocess, tokenizer), built by open_clip.
 
-    ``pretrained``: "builtin" (GlyphCLIP's own weights), "random", a path to safetensors or a state dict, or an
-    open_clip tag. QuickGELU weights (all of OpenAI's) are refused under a name without it (open_clip only warns, and
-    the features are then wrong: mlfoundations/open_clip#771). Raises UserError with the nearest names.
+    ``pretrained``: "builtin" (GlyphCLIP's own weights), "random", a path to safetensors or a state dict, or
+    an open_clip tag. QuickGELU weights (all of OpenAI's) are refused under a name without it (open_clip only
+    warns, and the features are then wrong: mlfoundations/open_clip#771). Raises UserError with the nearest
+    names.
     """
-    config = _config(name)
-    if name == "GlyphCLIP" and pretrained == "builtin":
-        pretrained = str(GLYPH_WEIGHTS)
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    is_path = "/" in pretrained or Path(pretrained).suffix in (".safetensors", ".pt", ".pth", ".bin")
-    if pretrained != "random" and not is_path and pretrained not in tags:
-        raise UserError(
-            f"pretrained {pretrained!r} is no tag of model {name!r} and no file{_nearest(pretrained, tags)}"
-        )
-    tag = None if is_path or pretrained == "random" else pretrained
+    config = model_config(name)
+    path, tag = _source(name, pretrained)
     if (
         tag
         and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
@@ -198,36 +199,83 @@ def load(
     try:
         model = open_clip.create_model(name, pretrained=tag, device=device)
     except (OSError, RuntimeError) as fault:
-        reason = str(fault).splitlines()[0][:160]
-        raise UserError(
-            f"weights {tag!r} of {name!r} could not be had ({reason}); download them and give the path"
-        ) from None
+        raise _not_had(name, tag, fault) from None
     finally:
         logging.getLogger().setLevel(loud)
     _check_activation(model, name)
-    if is_path:
-        _load_weights(model, Path(pretrained), name)
-    tokenizer = (
-        GlyphTokenizer(config["text_cfg"]["context_length"])
-        if name == "GlyphCLIP"
-        else open_clip.get_tokenizer(name)
+    if path:
+        _load_weights(model, path, name)
+    if name == "GlyphCLIP":
+        tokenizer = GlyphTokenizer(config["text_cfg"]["context_length"])
+    else:
+        tokenizer = open_clip.get_tokenizer(name)
+    return model.eval(), transforms(name, pretrained)[1], tokenizer
+
+
+def _source(name: str, pretrained: str) -> tuple[Path | None, str | None]:
+    """(path, tag) of the weights, one of them None, both for "random". UserError for neither a file nor a
+    tag.
+    """
+    if name == "GlyphCLIP" and pretrained == "builtin":
+        return GLYPH_WEIGHTS, None
+    if pretrained == "random":
+        return None, None
+    if "/" in pretrained or Path(pretrained).suffix in (".safetensors", ".pt", ".pth", ".bin"):
+        return Path(pretrained), None
+    if pretrained not in (tags := open_clip.list_pretrained_tags_by_model(name)):
+        known = nearest(pretrained, [*tags, "random"])
+        raise UserError(f"pretrained {pretrained!r} is no tag of model {name!r} and no file{known}")
+    return None, pretrained
+
+
+def _not_had(name: str, tag: str | None, fault: Exception) -> UserError:
+    reason = str(fault).splitlines()[0][:160]
+    return UserError(
+        f"weights {tag!r} of {name!r} could not be had ({reason}); download them and give the path"
     )
-    return model.eval(), image_transform_v2(preprocess_config(name, pretrained), is_train=False), tokenizer
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model that is built when it is first needed: its cached embeddings are found by ``key`` alone.
+
+    ``name``, ``pretrained`` as in ``load``.
+    """
+
+    name: str
+    pretrained: str
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of architecture and weights file. UserError when the file cannot be had."""
+        path, tag = _source(self.name, self.pretrained)
+        if path is None and tag is None:
+            return weights_hash(self.parts[0])
+        if path is None:
+            try:
+                path = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(self.name, tag)))
+            except (OSError, RuntimeError) as fault:
+                raise _not_had(self.name, tag, fault) from None
+        if not path.is_file():
+            _weights_from_file(path)  # says what is wrong
+        return f"{self.name}-{file_hash(path)[:16]}"
+
+    @cached_property
+    def parts(self) -> tuple[nn.Module, Callable[..., Tensor], Callable[..., Tensor]]:
+        """(model, preprocess, tokenizer), as ``load`` gives them, built once."""
+        return load(self.name, self.pretrained)
 
 
 def save(model: nn.Module, path: Path, name: str, half: bool = False) -> None:
-    """Write a model's state dict as safetensors with its architecture's name inside; aside first, then renamed.
+    """Write a model's state dict as safetensors with its architecture's name inside, whole or not at all.
 
-    ``half`` stores float16 (GlyphCLIP's package file), else the dtype as it is.
+    ``half`` stores float16 (GlyphCLIP's package file; the logit scale stays), else the dtype as it is.
     """
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     if half:
-        state = {
-            k: v.half() if v.is_floating_point() and v.ndim else v for k, v in state.items()
-        }  # the logit scale stays
-    aside = Path(f"{path}.part")
-    save_file(state, aside, metadata={"model": name})
-    os.replace(aside, path)
+        state = {k: v.half() if v.is_floating_point() and v.ndim else v for k, v in state.items()}
+    with replacing(path) as aside:
+        save_file(state, aside, metadata={"model": name})
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -242,8 +290,8 @@ def weights_hash(model: nn.Module) -> str:
 class GlyphTokenizer:
     """open_clip's CLIP tokenizer with its vocabulary cut to the tokens that glyph names need.
 
-    A token outside the cut vocabulary is spelled in byte tokens, so every text has a code.
-    Call with texts, get (n, context_length) int64; the end token has the largest id, as CLIP's pooling expects.
+    A token outside the cut vocabulary is spelled in byte tokens, so every text has a code. Call with texts,
+    get (n, context_length) int64; the end token has the largest id, as CLIP's pooling expects.
     """
 
     def __init__(self, context_length: int = 40) -> None:

@@ -1,9 +1,7 @@
-"""Negative labels: words that name no in-distribution (ID) class, found far from all of them on the text
-sphere.
+"""Negative labels: words that name no in-distribution (ID) class, far from all of them on the text sphere.
 
-The corpus is a list of (word, part of speech), "noun" or "adj"; prompts and embeddings come from elsewhere.
-Everything is deterministic: the same corpus and embeddings give the same list, whatever the machine's
-directory order.
+The corpus is a list of (word, part of speech), "noun" or "adj"; its embeddings come from elsewhere.
+Everything is deterministic: the same corpus and embeddings give the same list.
 """
 
 from __future__ import annotations
@@ -13,18 +11,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from .arrays import table
 from .errors import UserError
-from .files import atomic_write
-
-if TYPE_CHECKING:
-    from .config import Profile
-    from .data import Study
-    from .embeddings import Space
 
 NOUN, ADJECTIVE = "the nice {}", "This is a {} photo"  # NegLabel's prompts by part of speech
 CMA_SPLIT = {"adj": 1500, "noun": 8500}  # CMA's list: fixed counts, adjectives first (core_methods 3.5)
@@ -32,10 +24,10 @@ _CHUNK = 2**22  # cosines held at a time: 32 MB in float64
 
 
 def prompts(corpus: Sequence[tuple[str, str]], noun: str = NOUN, adj: str = ADJECTIVE) -> list[str]:
-    """One prompt per (word, part): ``adj`` for adjectives, ``noun`` for all else. Default: NegLabel's templates."""
+    """One prompt per (word, part): ``adj`` for adjectives, ``noun`` for all else; by default NegLabel's."""
     for name, template in (("noun", noun), ("adj", adj)):
         if "{}" not in template:
-            raise UserError(f"The {name} template {template!r} has no place for the word; put {{}} in it.")
+            raise UserError(f"The {name} template {template!r} has no place for the word; put {{}} there.")
     return [(adj if part == "adj" else noun).format(word) for word, part in corpus]
 
 
@@ -54,30 +46,25 @@ def mine(
     (``CMA_SPLIT``) whose order is then the order of the result. Equal r_c go by index.
     ``candidate_embeddings`` (C, d) and ``id_text_embeddings`` (K, d) are unit rows, ``parts`` C labels or
     None (one part). Products are float64, in chunks. Source: NegLabel (arXiv 2403.20078), algorithm NegMine.
-    Raises UserError for wrong shapes, non-finite values, a quantile or share outside its range, or an empty
-    result.
+    Raises UserError for wrong shapes, non-finite values, quantile or share out of range, or an empty result.
     """
-    candidates = _table(candidate_embeddings, "candidate_embeddings")
-    texts = _table(id_text_embeddings, "id_text_embeddings")
+    candidates = table(candidate_embeddings, "candidate_embeddings")
+    texts = table(id_text_embeddings, "id_text_embeddings")
     if candidates.shape[1] != texts.shape[1]:
-        raise UserError(
-            f"candidate_embeddings have width {candidates.shape[1]} but id_text_embeddings {texts.shape[1]}; "
-            "encode both with one model."
-        )
+        widths = f"{candidates.shape[1]} wide but id_text_embeddings {texts.shape[1]}"
+        raise UserError(f"candidate_embeddings are {widths}; encode both with one model.")
     if not 0 <= quantile <= 1:
         raise UserError(f"quantile is {quantile}, but must lie in [0, 1]; NegLabel uses 0.95.")
     labels = np.array(["all"] * len(candidates) if parts is None else list(parts))
     if len(labels) != len(candidates):
-        raise UserError(
-            f"parts has {len(labels)} entries for {len(candidates)} candidates; give one for each."
-        )
+        raise UserError(f"parts has {len(labels)} entries for {len(candidates)} candidates; give one each.")
     wanted = _wanted(labels, keep)
     likeness = _likeness(candidates, texts, quantile)
-    chosen = []
+    chosen = [np.array([], dtype=np.int64)]
     for part, count in wanted.items():
         index = np.flatnonzero(labels == part)
         chosen.append(index[np.argsort(likeness[index], kind="stable")[:count]])
-    selected = np.concatenate(chosen) if chosen else np.array([], dtype=np.int64)
+    selected = np.concatenate(chosen)
     if not len(selected):
         raise UserError(f"keep is {keep}, which selects none of the {len(candidates)} candidates; raise it.")
     return selected
@@ -108,8 +95,7 @@ def clean(
 def leak(
     words: Sequence[str], class_names: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None
 ) -> list[str]:
-    """The words of a negative list that name an ID class, by the rule of ``clean`` (near-synonyms included),
-    in order.
+    """The words of a negative list that name an ID class by the rule of ``clean``, in order.
 
     For an image of such a class the score cannot exceed 1/2; 53 of CMA's 10,000 negatives leak so
     (core_methods 3.5).
@@ -122,8 +108,7 @@ def leak(
 class NegativeList:
     """A mined list: ``words``, ``prompts`` and ``indices`` into the corpus, all in the miner's order.
 
-    ``provenance`` holds whatever tells where it came from (weights hash, quantile, keep, corpus; JSON values
-    only).
+    ``provenance`` tells where it came from (weights hash, quantile, keep, corpus; JSON values only).
     """
 
     words: list[str]
@@ -133,9 +118,7 @@ class NegativeList:
 
     def __post_init__(self) -> None:
         if not len(self.words) == len(self.prompts) == len(self.indices):
-            raise UserError(
-                "A NegativeList needs as many prompts and indices as words; build it with negatives.build."
-            )
+            raise UserError("A NegativeList needs as many prompts and indices as words; use negatives.build.")
 
     def __len__(self) -> int:
         return len(self.words)
@@ -145,32 +128,9 @@ class NegativeList:
         """sha256 (hex) of the prompts in order: what the model reads, and nothing else."""
         return hashlib.sha256(json.dumps(self.prompts, ensure_ascii=True).encode()).hexdigest()
 
-    def save(self, path: str | Path) -> Path:
-        """Write as JSON, the whole list or nothing; UserError when the disk refuses."""
-        return atomic_write(
-            path, json.dumps({**asdict(self), "hash": self.hash}, ensure_ascii=False, indent=1)
-        )
-
-    @classmethod
-    def load(cls, path: str | Path) -> NegativeList:
-        """Read what ``save`` wrote; UserError if the file is missing, broken, or its hash does not fit its
-        prompts.
-        """
-        try:
-            content = json.loads(Path(path).read_text("utf-8"))
-            saved = content.pop("hash")
-            loaded = cls(**content)
-        except OSError as error:
-            raise UserError(
-                f"The negative list {path} cannot be read ({error.strerror}); mine it again."
-            ) from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is not a whole negative list; delete it and mine it again.") from error
-        if saved != loaded.hash:
-            raise UserError(
-                f"{path} was changed after it was mined (its hash differs); delete it and mine it again."
-            )
-        return loaded
+    def to_json(self) -> str:
+        """The list, its provenance and its hash, as the text of a JSON file."""
+        return json.dumps({**asdict(self), "hash": self.hash}, ensure_ascii=False, indent=1)
 
 
 def build(
@@ -188,32 +148,26 @@ def build(
 ) -> NegativeList:
     """Clean, mine and record: the list whose ``indices`` point into ``corpus`` and its embeddings (C, d).
 
-    ``templates`` are the (noun, adjective) prompts the embeddings were made with. ``cleaned=False`` leaves ID
-    names, artefacts and repetitions in, as the published lists do: the ablation of the leak. Errors as
-    ``mine``.
+    ``templates`` are the (noun, adjective) prompts the embeddings were made with. ``cleaned=False`` leaves
+    ID names, artefacts and repetitions in, as the published lists do (an ablation). Errors as ``mine``.
     """
-    words = [word for word, _ in corpus]
-    candidates = _table(candidate_embeddings, "candidate_embeddings")
+    candidates = table(candidate_embeddings, "candidate_embeddings")
     if len(candidates) != len(corpus):
         raise UserError(
-            f"candidate_embeddings have {len(candidates)} rows for {len(corpus)} words; encode the corpus."
+            f"candidate_embeddings has {len(candidates)} rows for {len(corpus)} words; encode all."
         )
+    words = [word for word, _ in corpus]
     usable = np.flatnonzero(clean(words, class_names, synonyms)) if cleaned else np.arange(len(corpus))
     if not len(usable):
         raise UserError("The corpus holds no word that is not an ID name; give a larger corpus.")
     parts = [corpus[i][1] for i in usable]
-    chosen = usable[mine(candidates[usable], id_text_embeddings, quantile, keep, parts)]
-    picked = [corpus[i] for i in chosen]
-    kept = dict(keep) if isinstance(keep, Mapping) else keep
+    chosen = usable[mine(candidates[usable], id_text_embeddings, quantile, keep, parts)].tolist()
     facts = {
-        "quantile": quantile,
-        "keep": kept,
-        "cleaned": cleaned,
-        "corpus": len(corpus),
-        "candidates": len(usable),
-    }
-    names = [word for word, _ in picked]
-    return NegativeList(names, prompts(picked, *templates), chosen.tolist(), {**facts, **(provenance or {})})
+        "quantile": quantile, "keep": dict(keep) if isinstance(keep, Mapping) else keep, "cleaned": cleaned,
+        "corpus": len(corpus), "candidates": len(usable), **(provenance or {}),
+    }  # fmt: skip
+    asked = prompts([corpus[i] for i in chosen], *templates)
+    return NegativeList([words[i] for i in chosen], asked, chosen, facts)
 
 
 def _wanted(labels: np.ndarray, keep: float | Mapping[str, int]) -> dict[str, int]:
@@ -222,15 +176,12 @@ def _wanted(labels: np.ndarray, keep: float | Mapping[str, int]) -> dict[str, in
     if not isinstance(keep, Mapping):
         if not 0 < keep <= 1:
             raise UserError(f"keep is {keep}, but must be a share in (0, 1]; NegLabel keeps 0.15.")
-        return {
-            str(part): int(keep * available[part])
-            for part in sorted(available, key=lambda p: (p != "noun", p))
-        }
+        nouns_first = sorted(available, key=lambda part: (part != "noun", part))
+        return {str(part): int(keep * available[part]) for part in nouns_first}
     for part, count in keep.items():
         if not 0 <= count <= available.get(part, 0):
-            raise UserError(
-                f"keep asks for {count} of {part!r}, but there are {available.get(part, 0)}; ask for fewer."
-            )
+            there = available.get(part, 0)
+            raise UserError(f"keep asks for {count} of {part!r}, but there are {there}; ask for fewer.")
     return dict(keep)
 
 
@@ -243,16 +194,6 @@ def _likeness(candidates: np.ndarray, texts: np.ndarray, quantile: float) -> np.
     return np.concatenate(parts).round(12)  # equal embeddings stay equal whatever block of BLAS computed them
 
 
-def _table(values: Any, name: str) -> np.ndarray:
-    values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
-    table = np.asarray(values)
-    if table.ndim != 2 or table.size == 0:
-        raise UserError(f"{name} have shape {table.shape}, but a filled table (words, width) is needed.")
-    if not np.isfinite(table).all():
-        raise UserError(f"{name} hold NaN or infinity; encode the texts again.")
-    return table
-
-
 def _tokens(word: str) -> list[str]:
     return re.findall(r"[^\W_]+", re.sub(r"['\u2019]", "", word.lower()))
 
@@ -263,48 +204,14 @@ def _key(word: str) -> tuple[str, ...]:
 
 
 def _singular(token: str) -> str:
-    """Takes off a plural ending by rule; it need not be a real word, only the same for singular and plural."""
+    """Without a plural ending, by rule: need not be a real word, only the same for singular and plural."""
     if len(token) > 3 and token.endswith("ies"):
         return token[:-3] + "y"
     if len(token) > 4 and token.endswith(("ches", "shes", "sses", "xes", "zes")):
         return token[:-2]
-    return (
-        token[:-1]
-        if len(token) > 2 and token.endswith("s") and not token.endswith(("ss", "us", "is"))
-        else token
-    )
+    plural = len(token) > 2 and token.endswith("s") and not token.endswith(("ss", "us", "is"))
+    return token[:-1] if plural else token
 
 
 def _id_keys(class_names: Sequence[str], synonyms: Sequence[Sequence[str]] | None) -> set[tuple[str, ...]]:
     return {_key(name) for name in [*class_names, *(s for names in synonyms or () for s in names)]}
-
-
-def select(study: Study, space: Space, profile: Profile, cleaned: bool | None = None) -> NegativeList:
-    """``build`` for a study: mined from its corpus with the text tower of ``space``, settings from the
-    profile.
-
-    Mine once, with the zero-shot model, and use the list for every method (CMA and NegLabel do). ``cleaned``
-    overrides the profile's. The provenance names corpus, model and prompts, and has a hash of the corpus's
-    embeddings.
-    """
-    return build(
-        study.corpus,
-        space.corpus_text,
-        space.class_text,
-        study.class_names,
-        study.synonyms,
-        templates=(profile.negative_prompt, profile.adjective_prompt),
-        quantile=profile.quantile,
-        keep=profile.keep_counts or profile.keep,
-        cleaned=profile.cleaned if cleaned is None else cleaned,
-        provenance={
-            "source": profile.corpus,
-            "conjugated": profile.conjugated,
-            "model": f"{profile.model} / {profile.pretrained}",
-            "id_prompt": profile.prompt,
-            "prompts": [profile.negative_prompt, profile.adjective_prompt],
-            "embeddings_sha256": hashlib.sha256(
-                np.ascontiguousarray(space.corpus_text).tobytes()
-            ).hexdigest(),
-        },
-    )

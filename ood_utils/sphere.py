@@ -50,7 +50,7 @@ def _globe(method: str, xyz: np.ndarray, points: Mapping[str, np.ndarray], **ext
 
 
 def principal_axes(x: np.ndarray, k: int) -> np.ndarray:
-    """(k, d) leading right singular vectors of x as it is (not centred), each with its largest entry positive."""
+    """(k, d) leading right singular vectors of x, uncentred, each with its largest entry positive."""
     values, axes = np.linalg.eigh(x.T @ x)
     axes = axes[:, np.argsort(values)[::-1][:k]].T
     return axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
@@ -70,9 +70,7 @@ def gap_latitude(points: Mapping[str, np.ndarray], pole: np.ndarray | None = Non
     stacked = _stack(points)
     if pole is None:
         if not {"images", "texts"} <= set(points):
-            raise UserError(
-                'gap_latitude needs points named "images" and "texts", or a pole; pass one of the two.'
-            )
+            raise UserError('gap_latitude needs points named "images" and "texts", or a pole; pass one.')
         pole = gap_direction(points["images"], points["texts"])
     pole = unit_rows(points=stacked[:1], pole=np.asarray(pole)[None])[1][0]
     sine = stacked @ pole
@@ -87,7 +85,7 @@ def gap_latitude(points: Mapping[str, np.ndarray], pole: np.ndarray | None = Non
 
 
 def pca_sphere(points: Mapping[str, np.ndarray]) -> Globe:
-    """The first three uncentred singular directions, each point then pushed out to the sphere (instant, deterministic).
+    """The first three uncentred singular directions, each point pushed out to the sphere (deterministic).
 
     ``facts["explained"]`` = share of the squared norm those three hold before the push; what the push
     hides is why this picture exaggerates the gap (measured: two to three times, anchors 5.2).
@@ -127,7 +125,7 @@ def umap_sphere(
 
 
 def sinkhorn(kernel: np.ndarray, tolerance: float = 1e-3, limit: int = 1000) -> np.ndarray:
-    """The doubly stochastic r_i K_ij c_j of a positive (N, N) kernel (Sinkhorn-Knopp), by row and column vectors."""
+    """The doubly stochastic r_i K_ij c_j of a positive (N, N) kernel K (Sinkhorn-Knopp)."""
     r = np.ones(len(kernel))
     for _ in range(limit):
         c = 1 / (kernel.T @ r)
@@ -161,7 +159,7 @@ def _dosnes_cost(y: np.ndarray, p: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _on_sphere(y: np.ndarray) -> np.ndarray:
-    """Centred, then every point put at the mean radius: the sphere's size stays free while it is optimised."""
+    """Centred, then every point put at the mean radius: the sphere's size stays free meanwhile."""
     y = y - y.mean(0)
     radii = np.linalg.norm(y, axis=1, keepdims=True).clip(1e-12)
     return y * radii.mean() / radii
@@ -184,12 +182,9 @@ def dosnes(
     """
     stacked = _stack(points)
     p = dosnes_affinities(stacked, bandwidth)
-    y = (
-        np.random.default_rng(seed).normal(scale=1e-2, size=(len(p), 3))
-        if start is None
-        else np.asarray(start, float)
-    )
-    y = _on_sphere(y)
+    if start is None:
+        start = np.random.default_rng(seed).normal(scale=1e-2, size=(len(p), 3))
+    y = _on_sphere(np.asarray(start, float))
     (cost, gradient), velocity, rate = _dosnes_cost(y, p), np.zeros_like(y), 0.1 * len(p)
     history = [cost]
     for _ in range(iterations):
@@ -233,9 +228,7 @@ def picture_error(
     groups = dict(zip(points, unit_rows(**points), strict=True))
     match = np.arange(len(groups[images])) if labels is None else np.asarray(labels)
     if len(match) != len(groups[images]) or match.max() >= len(groups[texts]):
-        raise UserError(
-            "picture_error needs labels, one index into the texts per image, where rows do not match."
-        )
+        raise UserError("picture_error needs labels, one index into the texts per image; pass them.")
     result = {}
     for name, rows in (("true", groups), ("drawn", globe.xyz)):
         result[f"gap_{name}"] = float(np.linalg.norm(rows[images].mean(0) - rows[texts].mean(0)))

@@ -4,7 +4,6 @@ lie.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import ROOT, Profile, load_profile
-from .errors import UserError, nearest
-from .files import atomic_write, plain, read_json, replacing
+from .errors import UserError
+from .files import atomic_write, read_json, replacing, write_json
 from .provenance import now, provenance, torch_facts
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA_VERSION = 1  # of run.json; a folder of another version is never mixed with this one
-KINDS = ("figures", "tables", "checkpoints", "embeddings", "results")
 OUTPUTS = Path(os.environ.get("OOD_OUTPUTS") or ROOT / "outputs").resolve()
 
 
@@ -40,32 +38,24 @@ class RunFolder:
         """Short name for figure footers: run name + 8 hex of the hash of the profile's values."""
         return f"{self.folder.name}-{self.profile.key()[:8]}"
 
-    def path(self, kind: str, name: str = "") -> Path:
-        """Path of a file or folder of this run; the folder that holds it is created. kind: one of KINDS."""
-        if kind not in KINDS:
-            raise ValueError(f"unknown kind '{kind}'{nearest(kind, KINDS)}")
-        path = self.folder / kind / name
-        (path.parent if name else path).mkdir(parents=True, exist_ok=True)
-        return path
-
     def save_table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
-        """Write tables/<name>.parquet and .csv (whole or not at all); returns the frame, for the cell to
-        show.
-        """
-        with replacing(self.path("tables", f"{name}.parquet")) as aside:
+        """Write tables/<name>.parquet and .csv, each whole or not at all; returns the frame to show."""
+        with replacing(self.folder / "tables" / f"{name}.parquet") as aside:
             frame.to_parquet(aside)
         numbered = frame.index.name is None and frame.index.nlevels == 1
-        atomic_write(self.path("tables", f"{name}.csv"), frame.to_csv(index=not numbered))
+        atomic_write(self.folder / "tables" / f"{name}.csv", frame.to_csv(index=not numbered))
         return frame
 
     def load_table(self, name: str, made_by: str = "an earlier notebook") -> pd.DataFrame:
         """Read a table; UserError naming the notebook that makes it when it is missing."""
         import pandas as pd
 
-        path = self.folder / "tables" / f"{name}.parquet"
-        if not path.is_file():
-            raise UserError(f"tables/{name} is missing in {self.folder}; run notebook {made_by} first")
-        return pd.read_parquet(path)
+        return pd.read_parquet(self._made(f"tables/{name}.parquet", made_by))
+
+    def _made(self, name: str, made_by: str) -> Path:
+        if not (self.folder / name).is_file():
+            raise UserError(f"{name} is missing in {self.folder}; run notebook {made_by} first")
+        return self.folder / name
 
     def save_figure(self, name: str, figure: Figure, data: pd.DataFrame | None = None) -> None:
         """Write figures/<name>.png (150 dpi, run id in the footer) and, beside it, the data as .csv."""
@@ -75,7 +65,7 @@ class RunFolder:
         if not any(text.get_gid() == "run-id" for text in figure.texts):
             footer = {"ha": "right", "va": "bottom", "size": 6, "color": "0.45", "gid": "run-id"}
             figure.text(0.995, 0.005, self.id, **footer)
-        path = self.path("figures", f"{name}.png")
+        path = self.folder / "figures" / f"{name}.png"
         with replacing(path) as aside:  # no software tag: the same picture is the same file
             figure.savefig(aside, dpi=150, bbox_inches="tight", format="png", metadata={"Software": None})
             with Image.open(aside) as full:  # 256 colours are plenty for a chart, and a third of the bytes
@@ -86,7 +76,7 @@ class RunFolder:
 
     def save_html(self, name: str, html: str) -> Path:
         """Write a stand-alone page figures/<name>.html."""
-        return atomic_write(self.path("figures", f"{name}.html"), html)
+        return atomic_write(self.folder / "figures" / f"{name}.html", html)
 
     def save_results(self, results: dict[str, Any]) -> None:
         """Write results/<notebook>.json: plain numbers and texts, NaN as null.
@@ -95,16 +85,11 @@ class RunFolder:
         torch's facts; the runner copies it into run.json.
         """
         facts = results.get("provenance", {}) | {"torch": torch_facts()}
-        content = plain(results | {"provenance": facts})
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        atomic_write(self.path("results", f"{self.notebook}.json"), text + "\n")
+        write_json(self.folder / "results" / f"{self.notebook}.json", results | {"provenance": facts})
 
     def load_results(self, notebook: str) -> dict[str, Any]:
         """Read what another notebook saved; UserError naming it when it has not run."""
-        path = self.folder / "results" / f"{notebook}.json"
-        if not path.is_file():
-            raise UserError(f"results/{path.name} is missing in {self.folder}; run notebook {notebook} first")
-        return read_json(path)
+        return read_json(self._made(f"results/{notebook}.json", notebook))
 
 
 def start(notebook: str, profile: str, run: str = "", changes: dict[str, Any] | None = None) -> RunFolder:
@@ -142,18 +127,16 @@ def _note_interactive(begun: RunFolder, profile: str, changes: dict[str, Any], f
     """Note in run.json that a notebook was used by hand. A done one stays done: the runner compares its
     files.
     """
-    record = read_record(begun.folder) or new_record(
-        begun.folder.name, profile, begun.profile, changes, facts
-    )
+    fresh = new_record(begun.folder.name, profile, begun.profile, changes, facts)
+    record = read_record(begun.folder) or fresh
     entry = record["notebooks"].setdefault(begun.notebook, {"status": "interactive"})
-    entry["interactive"] = {
-        "time": now(), "id": begun.id, "changes": plain(changes), "commit": facts["commit"],
-    }  # fmt: skip
+    used = {"time": now(), "id": begun.id, "changes": changes, "commit": facts["commit"]}
+    entry["interactive"] = used
     write_record(begun.folder, record)
 
 
 def run_name(run: str, profile: str | Path) -> str:
-    """The name of a run's folder: `run`, or the profile's name. UserError when it cannot be a folder's name."""
+    """The name of a run's folder: `run`, or the profile's name. UserError if it is no folder name."""
     name = run or Path(profile).stem
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"run name '{name}' is refused: use letters, digits, '.', '_' and '-' only")
@@ -181,7 +164,7 @@ def new_record(
         "id": f"{name}-{values.key()[:8]}",
         "status": "interactive",
         "profile": Path(profile).stem,
-        "changes": plain(changes),
+        "changes": changes,
         "parameters": values.model_dump(),
         "provenance": facts,
         "notebooks": {},
@@ -190,4 +173,4 @@ def new_record(
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write run.json, whole or not at all."""
-    atomic_write(folder / "run.json", json.dumps(plain(record), indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / "run.json", record)

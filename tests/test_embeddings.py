@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,31 +10,49 @@ import torch
 import torch.nn.functional as F
 
 from ood_utils import config, embeddings
+from ood_utils.data import ImageSet
 from ood_utils.embeddings import embed, encode, encode_images, encode_texts
 from ood_utils.errors import UserError
 
 torch.set_num_threads(1)
 
 
-@dataclass(frozen=True)
-class Study:
+def study(**options: object) -> SimpleNamespace:
     """What embeddings read of ``data.Study``."""
-
-    sets: dict[str, tiny.Images]
-    class_names: list[str]
-    corpus: list[tuple[str, str]]
-
-
-def study(**options: object) -> Study:
-    sets = {name: tiny.images(count, name=name) for name, count in {"id_val": 5, "id_test": 9}.items()}
-    sets["far"] = tiny.images(7, name="far", **options)
-    return Study(sets, ["cat", "dog"], [("tree", "noun"), ("red", "adj"), ("tree", "noun")])
+    sizes, groups = {"id_val": 5, "id_test": 9, "far": 7}, {"id_val": "id", "id_test": "id", "far": "far"}
+    sets = {}
+    for name, count in sizes.items():
+        made = tiny.images(count, name=name, **(options if name == "far" else {}))
+        ids = [f"{name} {i}" for i in range(count)]
+        sets[name] = ImageSet(name, groups[name], made.dataset, made.labels, ids, made.fingerprint)
+    corpus = [("tree", "noun"), ("red", "adj"), ("tree", "noun")]
+    return SimpleNamespace(sets=sets, class_names=["cat", "dog"], synonyms=[[], []], corpus=corpus)
 
 
 PROFILE = config.make_profile({"embed_batch": 4, "device": "cpu"}, "test")
 
 
-def reads(given: Study) -> int:
+class Network:
+    """What embeddings read of ``models.Network``; counts how often it is built."""
+
+    def __init__(self, model: torch.nn.Module | None = None) -> None:
+        self.model, self.built = model or tiny.model(), 0
+        self.key = embeddings.models.weights_hash(self.model)
+
+    @property
+    def parts(self) -> tuple[torch.nn.Module, None, object]:
+        self.built += 1
+        return self.model, None, tiny.tokenizer
+
+
+def embedded(
+    given: SimpleNamespace, folder: Path, profile: config.Profile | None = None, **more: object
+) -> object:
+    more.setdefault("network", Network())
+    return embed(given, profile or PROFILE, folder, **more)
+
+
+def reads(given: SimpleNamespace) -> int:
     """How many images were read since the last question."""
     count = sum(images.dataset.reads for images in given.sets.values())
     for images in given.sets.values():
@@ -137,39 +155,63 @@ def test_cuda_gives_the_rows_of_the_cpu(precision: str) -> None:
 # --- the cache ---------------------------------------------------------------------------------------------------
 
 
-def test_embed_fills_a_space_and_reads_it_back(tmp_path: Path) -> None:
-    model, given = tiny.model(), study()
-    space = embed(model, tiny.tokenizer, given, PROFILE, tmp_path)
-    assert {name: rows.shape for name, rows in space.images.items()} == {
-        "id_val": (5, 16),
-        "id_test": (9, 16),
-        "far": (7, 16),
-    }
-    assert space.class_text.shape == (2, 16) and space.corpus_text.shape == (3, 16) and space.unreadable == {}
-    assert np.array_equal(space.corpus_text[0], space.corpus_text[2])
-    assert np.array_equal(space.class_text, encode_texts(model, tiny.tokenizer, ["a cat", "a dog"]))
-    assert space.scale == pytest.approx(1 / 0.07, rel=1e-5) and np.array_equal(
-        space.rows("far"), np.arange(7)
-    )
-    assert reads(given) == 21
-    again = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path)
-    assert reads(given) == 0 and all(np.array_equal(space.images[k], again.images[k]) for k in space.images)
-    assert list(embed(model, tiny.tokenizer, given, PROFILE, tmp_path, sets=["far"]).images) == ["far"]
-    with pytest.raises(UserError, match="'nearby' is not in this study; choose among id_val"):
-        embed(model, tiny.tokenizer, given, PROFILE, tmp_path, sets=["nearby"])
+def same(a: object, b: object) -> bool:
+    return all(np.array_equal(a[name].rows, b[name].rows) for name in a.sets)
+
+
+def test_embed_fills_a_folder_and_reads_it_back_without_a_network(tmp_path: Path) -> None:
+    given, network = study(), Network()
+    found = embedded(given, tmp_path, network=network)
+    assert {name: s.rows.shape for name, s in found.sets.items()} == {
+        "id_val": (5, 16), "id_test": (9, 16), "far": (7, 16),
+    }  # fmt: skip
+    assert found.class_text.shape == (2, 16) and found.corpus_text.shape == (3, 16)
+    assert np.array_equal(found.corpus_text[0], found.corpus_text[2])
+    assert np.array_equal(found.class_text, encode_texts(network.model, tiny.tokenizer, ["a cat", "a dog"]))
+    assert found.scale == pytest.approx(1 / 0.07, rel=1e-5)
+    assert found["far"].group == "far" and found["far"].ids == given.sets["far"].ids
+    assert list(found.of_split()) == ["far"] and not found.of_split("validation")
+    assert reads(given) == 21 and network.built
+    idle = Network()
+    again = embedded(given, tmp_path, network=idle)
+    assert reads(given) == 0 == idle.built and same(found, again) and again.scale == found.scale
+    assert list(embedded(given, tmp_path, sets=["far"]).sets) == ["far"]
+    with pytest.raises(UserError, match="'nearby' is not in this study.*id_val"):
+        embedded(given, tmp_path, sets=["nearby"])
+
+
+def test_a_network_is_known_by_its_weights_file(tmp_path: Path) -> None:
+    models = embeddings.models
+    one, copy = models.Network("GlyphCLIP", "builtin"), tmp_path / "copy.safetensors"
+    copy.write_bytes(models.GLYPH_WEIGHTS.read_bytes())
+    assert one.key == models.Network("GlyphCLIP", str(copy)).key and "parts" not in vars(one)
+    copy.write_bytes(copy.read_bytes()[:-1] + b"x")
+    assert one.key != models.Network("GlyphCLIP", str(copy)).key
+    with pytest.raises(UserError, match="does not exist"):
+        _ = models.Network("GlyphCLIP", str(tmp_path / "none.safetensors")).key
+
+
+def test_negatives_belong_to_the_embeddings(tmp_path: Path) -> None:
+    found = embedded(study(), tmp_path)
+    assert found.negatives is None and found.negative_text is None
+    mined = embeddings.mine(found, PROFILE.model_copy(update={"keep": 1.0}))
+    assert sorted(mined.words) == ["red", "tree"] and mined.provenance["source"] == "names"
+    listed = found.with_negatives(mined)
+    assert np.array_equal(listed.negative_text, found.corpus_text[mined.indices])
+    assert found.with_negatives([2, 0]).negatives.words == ["tree", "tree"]
+    with pytest.raises(UserError, match="beyond the 3 words"):
+        found.with_negatives([3])
 
 
 def test_the_cache_knows_weights_images_precision_and_prompts(tmp_path: Path) -> None:
     given = study()
-    first = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path)
+    first = embedded(given, tmp_path)
     reads(given)
-    other = embed(tiny.model(seed=1), tiny.tokenizer, given, PROFILE, tmp_path)
-    assert reads(given) == 21 and not np.array_equal(first.images["far"], other.images["far"])
-    embed(tiny.model(), tiny.tokenizer, given, PROFILE.model_copy(update={"precision": "bf16"}), tmp_path)
+    other = embedded(given, tmp_path, network=Network(tiny.model(seed=1)))
+    assert reads(given) == 21 and not same(first, other)
+    embedded(given, tmp_path, PROFILE.model_copy(update={"precision": "bf16"}))
     assert reads(given) == 21
-    prompted = embed(
-        tiny.model(), tiny.tokenizer, given, PROFILE.model_copy(update={"prompt": "the {}"}), tmp_path
-    )
+    prompted = embedded(given, tmp_path, PROFILE.model_copy(update={"prompt": "the {}"}))
     assert reads(given) == 0 and not np.array_equal(first.class_text, prompted.class_text)
     assert np.array_equal(first.corpus_text, prompted.corpus_text)
 
@@ -195,14 +237,14 @@ def _foreign(file: Path, other: Path) -> None:
 @pytest.mark.parametrize("harm", [_truncate, _empty, _flip, _foreign])
 def test_a_broken_or_foreign_cache_file_is_rebuilt(harm: object, tmp_path: Path) -> None:
     given = study()
-    first = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path)
+    first = embedded(given, tmp_path)
     reads(given)
     (far,), (val,) = tmp_path.glob("far-*"), tmp_path.glob("id_val-*")
     whole = far.read_bytes()
     harm(far, val)
-    again = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path)
+    again = embedded(given, tmp_path)
     assert reads(given) == 7 and far.read_bytes() == whole
-    np.testing.assert_array_equal(first.images["far"], again.images["far"])
+    assert same(first, again)
 
 
 def test_an_interrupted_pass_resumes_at_its_last_whole_shard(
@@ -210,7 +252,7 @@ def test_an_interrupted_pass_resumes_at_its_last_whole_shard(
 ) -> None:
     monkeypatch.setattr(embeddings, "SHARD", 4)
     given = study()
-    whole = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path / "whole")
+    whole = embedded(given, tmp_path / "whole")
     assert len(list((tmp_path / "whole").glob("id_test-*"))) == 3 and reads(given) == 21
     item, dataset = tiny.Keyed.__getitem__, given.sets["id_test"].dataset
 
@@ -221,29 +263,29 @@ def test_an_interrupted_pass_resumes_at_its_last_whole_shard(
 
     monkeypatch.setattr(tiny.Keyed, "__getitem__", killed)
     with pytest.raises(KeyboardInterrupt):
-        embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path / "cut")
+        embedded(given, tmp_path / "cut")
     monkeypatch.setattr(tiny.Keyed, "__getitem__", item)
     reads(given)
-    again = embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path / "cut")
+    again = embedded(given, tmp_path / "cut")
     assert reads(given) == 5 + 7  # all but id_val and the first shard of id_test
-    assert all(np.array_equal(whole.images[name], again.images[name]) for name in whole.images)
+    assert same(whole, again)
 
 
 def test_embed_counts_unreadable_images(tmp_path: Path) -> None:
     given = study(bad=(1, 5))
     with pytest.raises(UserError, match="2 of the 7 images of 'far' are unreadable.*image-1.png"):
-        embed(tiny.model(), tiny.tokenizer, given, PROFILE, tmp_path)
+        embedded(given, tmp_path)
     patient = PROFILE.model_copy(update={"max_unreadable": 0.3})
     for _ in range(2):  # computed, then from the cache
-        space = embed(tiny.model(), tiny.tokenizer, given, patient, tmp_path)
-        assert space.unreadable == {"far": [(1, "image-1.png"), (5, "image-5.png")]}
-        assert space.rows("far").tolist() == [0, 2, 3, 4, 6] and len(space.images["far"]) == 5
+        far = embedded(given, tmp_path, patient)["far"]
+        assert far.index.tolist() == [0, 2, 3, 4, 6] and len(far) == 5 == len(far.labels)
+        assert far.ids == [f"far {i}" for i in far.index]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
-        embed(tiny.model(), tiny.tokenizer, study(), PROFILE, tmp_path / "file")
+        embedded(study(), tmp_path / "file")
 
 
 def test_class_texts_may_be_the_mean_over_open_clips_templates(tmp_path: Path) -> None:
@@ -254,7 +296,7 @@ def test_class_texts_may_be_the_mean_over_open_clips_templates(tmp_path: Path) -
 
     profile = make_profile({"id_classes": 5, "corpus_words": 5, "device": "cpu", "ensemble": True}, "test")
     study, (network, _, tokens) = data.load(profile), models.load()
-    found = embeddings.embed(network, tokens, study, profile, tmp_path, []).class_text
+    found = embeddings.embed(study, profile, tmp_path, sets=[]).class_text
     theirs = build_zero_shot_classifier(
         network, tokens, study.class_names, OPENAI_IMAGENET_TEMPLATES, None, "cpu"
     )

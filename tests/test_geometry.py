@@ -159,10 +159,13 @@ def test_summary_carries_the_papers_sign_and_agrees_with_its_parts():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda i, t, y: geometry.centroid_gap(2 * i, t), "images has a row of length 2"),
-        (lambda i, t, y: geometry.centroid_gap(i * np.nan, t), "images has a row of length nan"),
+        (
+            lambda i, t, y: geometry.centroid_gap(2 * i, t),
+            r"images must hold rows of length 1 .*, but row \d+ has length 2",
+        ),
+        (lambda i, t, y: geometry.centroid_gap(i * np.nan, t), "images .* but row 0 has length nan"),
         (lambda i, t, y: geometry.centroid_gap(i, np.eye(5)), "texts is 5 wide but images is 16"),
-        (lambda i, t, y: geometry.centroid_gap(i[:0], t), "non-empty"),
+        (lambda i, t, y: geometry.centroid_gap(i[:0], t), r"images has shape \(0, 16\)"),
         (lambda i, t, y: geometry.alignment(i, t), "matched has 12 rows for 120 images"),
         (lambda i, t, y: geometry.margins(i, y + 1, t), "labels must be 120 numbers in"),
         (lambda i, t, y: geometry.uniformity(i[:1]), "at least two rows"),

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from ood_utils import leaderboard, metrics, scores
+from ood_utils import leaderboard, methods, metrics, scores
+from ood_utils.embeddings import EmbeddedSet, StudyEmbeddings
 from ood_utils.errors import UserError
-from ood_utils.leaderboard import (
-    against_paper,
-    differences,
-    evaluate,
-    image_scores,
-    paper_tables,
-    summarise,
-    verdict,
-)
-from ood_utils.negatives import NegativeList
+from ood_utils.leaderboard import against_paper, differences, image_scores, paper_tables, summarise, verdict
 
 GROUPS = {"accented": "near", "arrows": "far", "braille": "far", "digits": "unseen"}
 SIZES = {
@@ -33,35 +26,34 @@ SIZES = {
 }
 METHODS = [("zero-shot", 0), ("FLYP", 0), ("FLYP", 1), ("CMA", 0), ("CMA", 1)]
 PROFILE = SimpleNamespace(temperature=0.05, groups=1, bootstrap=60)
-STUDY = SimpleNamespace(
-    ood={name: SimpleNamespace(group=group) for name, group in GROUPS.items()},
-    validation={"val_far": SimpleNamespace(group="validation")},
-)
-NEGATIVES = NegativeList(["a", "b", "c"], ["a", "b", "c"], [4, 0, 2])
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def space(seed: int, blur: float) -> SimpleNamespace:
+def model(seed: int, blur: float) -> StudyEmbeddings:
     """ID images near their class text, the others near a corpus word; ``blur`` makes the model worse."""
     fixed, own = np.random.default_rng(0), np.random.default_rng(100 + seed)
     class_text, corpus_text = unit(fixed.normal(size=(6, 12))), unit(fixed.normal(size=(5, 12)))
-    images = {}
+    sets = {}
     for name, n in SIZES.items():
         centres = class_text if name.startswith("id") else corpus_text
         noise = fixed.normal(size=(n, 12)) * blur + own.normal(size=(n, 12)) * 0.02
-        images[name] = unit(centres[np.arange(n) % len(centres)] + noise)
-    return SimpleNamespace(images=images, class_text=class_text, corpus_text=corpus_text, scale=20.0)
+        rows = unit(centres[np.arange(n) % len(centres)] + noise)
+        group = GROUPS.get(name, "id" if name.startswith("id") else "validation")
+        sets[name] = EmbeddedSet(rows, np.arange(n) % 6, [""] * n, np.arange(n), group)
+    corpus = [(word, "noun") for word in "abcde"]
+    made = StudyEmbeddings(sets, list("ABCDEF"), [[]] * 6, class_text, corpus, corpus_text, 20.0)
+    return made.with_negatives([4, 0, 2])
 
 
-SPACES = {key: space(key[1], {"zero-shot": 0.5, "FLYP": 0.45, "CMA": 0.25}[key[0]]) for key in METHODS}
+MODELS = {key: model(key[1], {"zero-shot": 0.5, "FLYP": 0.45, "CMA": 0.25}[key[0]]) for key in METHODS}
 
 
 @pytest.fixture(scope="module")
 def book() -> leaderboard.ScoreBook:
-    return image_scores(SPACES, STUDY, NEGATIVES, PROFILE)
+    return image_scores(MODELS, PROFILE)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +63,8 @@ def frame(book: leaderboard.ScoreBook) -> pd.DataFrame:
 
 def test_every_cell_is_there_once(frame: pd.DataFrame) -> None:
     sets = [*GROUPS, "average near", "average far", "average unseen", "average all"]
-    assert len(frame) == len(METHODS) * len(scores.SCORES) * len(sets)
-    assert list(dict.fromkeys(frame["set"])) == sets and set(frame["score"]) == set(scores.SCORES)
+    assert len(frame) == len(METHODS) * len(methods.names()) * len(sets)
+    assert list(dict.fromkeys(frame["set"])) == sets and set(frame["score"]) == set(methods.names())
     assert not frame.duplicated(["method", "seed", "score", "set"]).any()
     wanted = ["method", "seed", "score", "set", "group", "average", "n_id", "n_ood", *metrics.METRICS]
     wanted += [f"{m}_{end}" for m in metrics.METRICS for end in ("low", "high")]
@@ -80,13 +72,12 @@ def test_every_cell_is_there_once(frame: pd.DataFrame) -> None:
     for metric in metrics.METRICS:
         assert (frame[f"{metric}_low"] <= frame[f"{metric}_high"]).all()
         assert frame[metric].between(0, 1).all()
-    pd.testing.assert_frame_equal(evaluate(SPACES, STUDY, NEGATIVES, PROFILE), frame)
 
 
 def test_a_cell_is_what_the_parts_give(book: leaderboard.ScoreBook, frame: pd.DataFrame) -> None:
-    one = SPACES["CMA", 1]
+    one = MODELS["CMA", 1]
     inside, outside = (
-        scores.neglabel(one.images[name], one.class_text, one.corpus_text[[4, 0, 2]], 0.05)
+        scores.neglabel(one[name].rows, one.class_text, one.corpus_text[[4, 0, 2]], 0.05)
         for name in ("id_test", "braille")
     )
     kept_id, kept_ood = book.scores("CMA", "NegLabel", 1)
@@ -127,7 +118,7 @@ def test_published_averages_appear_when_all_their_sets_do() -> None:
 
 
 def test_validation_is_kept_apart(frame: pd.DataFrame) -> None:
-    found = evaluate(SPACES, STUDY, NEGATIVES, PROFILE, split="validation", names=["NegLabel"])
+    found = image_scores(MODELS, PROFILE, split="validation", names=["NegLabel"]).table()
     assert set(found["set"]) == {"val_far", "average validation", "average all"}
     assert set(found["n_id"]) == {60} and set(found["score"]) == {"NegLabel"}
 
@@ -149,7 +140,7 @@ def test_differences_are_paired_and_averaged_over_seeds(
     book: leaderboard.ScoreBook, frame: pd.DataFrame
 ) -> None:
     found = differences(book, [("CMA", "FLYP"), ("CMA", "zero-shot")], every_set=True)
-    assert len(found) == 2 * len(scores.SCORES) * (len(GROUPS) + 4) * 5
+    assert len(found) == 2 * len(methods.names()) * (len(GROUPS) + 4) * 5
     row = found.query(
         "b == 'FLYP' and score == 'NegLabel' and set == 'average all' and metric == 'auroc'"
     ).iloc[0]
@@ -243,26 +234,27 @@ def test_against_paper(frame: pd.DataFrame) -> None:
 
 
 def test_unusable_calls_are_refused(book: leaderboard.ScoreBook) -> None:
-    def scored(
-        spaces: dict = SPACES, study: SimpleNamespace = STUDY, negatives: object = NEGATIVES, **more: object
-    ) -> None:
-        image_scores(spaces, study, negatives, PROFILE, **more)
-
-    short = space(0, 0.3)
-    short.images["arrows"] = short.images["arrows"][:-1]
-    poor = space(0, 0.3)
-    del poor.images["arrows"]
+    whole = MODELS["CMA", 0]
+    poor = replace(whole, sets={name: s for name, s in whole.sets.items() if name != "arrows"})
+    short = replace(
+        whole, sets=whole.sets | {"arrows": replace(whole["arrows"], rows=whole["arrows"].rows[1:])}
+    )
+    blind = replace(whole, sets={name: s for name, s in whole.sets.items() if s.group == "id"})
     for call, words in (
-        (lambda: scored({}), "nothing to score"),
-        (lambda: scored(study=SimpleNamespace(ood={})), "nothing to score"),
-        (lambda: scored(split="train"), "split is 'train'"),
-        (lambda: scored(names=["ODIN"]), "No score is called 'ODIN'"),
-        (lambda: scored(negatives=[7]), "beyond the 5 words"),
-        (lambda: scored({**SPACES, ("x", 0): short}), "39, 40.* images of 'arrows'"),
-        (lambda: scored({("x", 0): poor}), "no images of the set 'arrows'"),
+        (lambda: image_scores({}, PROFILE), "nothing to score"),
+        (lambda: image_scores({("x", 0): blind}, PROFILE), "nothing to score"),
+        (lambda: image_scores(MODELS, PROFILE, split="train"), "split is 'train'"),
+        (lambda: image_scores(MODELS, PROFILE, names=["ODIN"]), "no score is called 'ODIN'"),
+        (lambda: image_scores({**MODELS, ("x", 0): short}, PROFILE), "39, 40.* images of 'arrows'"),
+        (lambda: image_scores({**MODELS, ("x", 0): poor}, PROFILE), "no embeddings of the set 'arrows'"),
         (lambda: differences(book, [("CMA", "LoCoOp")]), "No scores of 'LoCoOp'"),
         (lambda: book.scores("CMA", "MCM", 9), "seed 9"),
     ):
         with pytest.raises(UserError, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_without_negatives_the_scores_that_need_none_are_given() -> None:
+    bare = replace(MODELS["CMA", 0], negatives=None)
+    assert [key[2] for key in image_scores({("CMA", 0): bare}, PROFILE).keys] == methods.names()[:4]

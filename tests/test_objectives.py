@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 
@@ -10,17 +11,26 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import two_processes
+from torch import Tensor
 
-from ood_utils import objectives
+from ood_utils import objectives, registry
 from ood_utils.errors import UserError
-from ood_utils.objectives import clip_parts, cma_parts, m2mix_parts, slerp
+from ood_utils.objectives import Parts, m2mix, slerp
 
-torch.set_num_threads(1)
+m2mix_parts = m2mix.mixed
 
 
-def rows(
-    count: int = 8, width: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> list[torch.Tensor]:
+def clip_parts(image: Tensor, text: Tensor, scale: Tensor | float, labels: Tensor | None = None) -> Parts:
+    return objectives.find("clip").parts(image, text, scale, lam=0.0, labels=labels)
+
+
+def cma_parts(
+    image: Tensor, text: Tensor, scale: Tensor | float, lam: float, labels: Tensor | None = None
+) -> Parts:
+    return objectives.find("cma").parts(image, text, scale, lam=lam, labels=labels)
+
+
+def rows(count: int = 8, width: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """Image and text leaves of unit rows, and a scale."""
     generator = torch.Generator().manual_seed(seed)
     made = [
@@ -29,7 +39,7 @@ def rows(
     return [*(m.requires_grad_() for m in made), torch.tensor(20.0, dtype=dtype, requires_grad=True)]
 
 
-def gradients(loss: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(loss, leaves))
 
 
@@ -99,7 +109,7 @@ def test_half_precision_inputs_are_computed_in_float32() -> None:
     assert clip_parts(image.bfloat16(), text.bfloat16(), 100.0).loss.dtype == torch.float32
 
 
-def reference_m2mix(image: torch.Tensor, text: torch.Tensor, scale: float, mix: float) -> torch.Tensor:
+def reference_m2mix(image: Tensor, text: Tensor, scale: float, mix: float) -> Tensor:
     """The two cross-entropies row by row, from core_methods 5.1."""
     total = torch.zeros((), dtype=image.dtype)
     for k in range(len(image)):
@@ -138,11 +148,20 @@ def test_m2mix_at_the_ends_uses_plain_embeddings() -> None:
 
 
 def test_mix_is_a_function_of_seed_and_step() -> None:
-    draws = [objectives.draw_mix(1, step) for step in range(500)]
-    assert draws == [objectives.draw_mix(1, step) for step in range(500)] and draws[0] != objectives.draw_mix(
-        2, 0
-    )
+    draws = [m2mix.draw_mix(1, step) for step in range(500)]
+    assert draws == [m2mix.draw_mix(1, step) for step in range(500)] and draws[0] != m2mix.draw_mix(2, 0)
     assert 0 <= min(draws) and max(draws) <= 1 and abs(sum(draws) / 500 - 0.5) < 0.1
+    leaves, labels = rows(), torch.arange(8) // 2
+    found = m2mix.parts(*leaves, lam=0.4, labels=labels, seed=1, step=7)
+    assert found.loss == m2mix_parts(*leaves, draws[7], 0.4, labels=labels).loss
+
+
+def test_objectives_are_the_files_of_the_package_and_called_alike() -> None:
+    assert registry.names("objectives") == ["clip", "cma", "m2mix"]
+    calls = {str(inspect.signature(objectives.find(name).parts)) for name in registry.names("objectives")}
+    assert len(calls) == 1
+    with pytest.raises(UserError, match="did you mean cma"):
+        objectives.find("cmaa")
 
 
 vectors = st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda v: math.hypot(*v) > 0.1)
@@ -190,7 +209,7 @@ def test_lam_out_of_range(lam: float) -> None:
 
 def test_bad_arguments() -> None:
     image, text, scale = rows()
-    with pytest.raises(UserError, match="equal"):
+    with pytest.raises(UserError, match="two equal"):
         clip_parts(image, text[:5], scale)
     with pytest.raises(UserError, match="mix in"):
         m2mix_parts(image, text, scale, 1.5)
@@ -238,9 +257,7 @@ def test_the_plain_losses_are_the_scalars_of_their_parts() -> None:
     image, text = (
         torch.nn.functional.normalize(torch.randn(6, 5, dtype=torch.float64), dim=-1) for _ in range(2)
     )
-    assert torch.equal(objectives.clip_loss(image, text, 20.0), objectives.clip_parts(image, text, 20.0).loss)
-    assert torch.equal(
-        objectives.cma_loss(image, text, 20.0, 0.1), objectives.cma_parts(image, text, 20.0, 0.1).loss
-    )
-    mixed = objectives.m2mix_parts(image, text, 20.0, 0.3, 0.1).loss
+    assert torch.equal(objectives.clip_loss(image, text, 20.0), clip_parts(image, text, 20.0).loss)
+    assert torch.equal(objectives.cma_loss(image, text, 20.0, 0.1), cma_parts(image, text, 20.0, 0.1).loss)
+    mixed = m2mix_parts(image, text, 20.0, 0.3, 0.1).loss
     assert torch.equal(objectives.m2mix_loss(image, text, 20.0, 0.3, 0.1), mixed)

@@ -16,17 +16,15 @@ matplotlib.use("Agg")
 from matplotlib.colors import to_hex  # noqa: E402
 
 from ood_utils import geometry, metrics, plots, sphere  # noqa: E402
+from ood_utils.plots import style  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def world():
     rng = np.random.default_rng(0)
     centres, push, labels = rng.normal(size=(8, 12)), 2 * np.eye(12)[0], np.arange(64) % 8
-    rows = (
-        centres[labels] + 0.5 * rng.normal(size=(64, 12)) + push,
-        centres - push,
-        rng.normal(size=(30, 12)) + push,
-    )
+    images = centres[labels] + 0.5 * rng.normal(size=(64, 12)) + push
+    rows = images, centres - push, rng.normal(size=(30, 12)) + push
     images, texts, ood = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rows)
     return images, texts, labels, ood
 
@@ -57,15 +55,12 @@ def globes(world) -> dict:
 
 
 def test_one_look_for_each_group():
-    assert (
-        plots.look("images")["facecolors"] == plots.ID and plots.look("OoD images")["facecolors"] == plots.OOD
-    )
-    assert (
-        plots.look("ID texts")["edgecolors"] == plots.ID
-        and plots.look("negative texts")["edgecolors"] == plots.OOD
-    )
-    assert plots.look("texts")["facecolors"] == "none" and plots.look("texts")["marker"] == "^"
-    assert len({plots.colour_of(method) for method in plots.METHOD_COLOURS}) == 4
+    for group, colour in (("images", style.ID), ("OoD images", style.OOD)):
+        assert (style.look(group)["marker"], style.look(group)["facecolors"]) == ("o", colour)
+    for group, colour in (("ID texts", style.ID), ("negative texts", style.OOD)):
+        found = style.look(group)
+        assert (found["marker"], found["facecolors"], found["edgecolors"]) == ("^", "none", colour)
+    assert len(set(style.method_colours([*style.METHOD_COLOURS, "mine", "yours"]).values())) == 6
 
 
 def test_cosine_families(world):
@@ -77,6 +72,8 @@ def test_cosine_families(world):
     width = one["cosine"].diff().iloc[-1]
     assert (one["density"] * width).sum() == pytest.approx(1)
     assert one["median"].iloc[0] == pytest.approx(np.median(families["matched"]))
+    heights = [collection.get_paths()[0].vertices[:, 1].max() for collection in figure.axes[0].collections]
+    assert max(heights) == pytest.approx(data.loc[data["model"] == "before", "density"].max())
 
 
 def test_gap_axis_keeps_the_gap(world):
@@ -88,20 +85,17 @@ def test_gap_axis_keeps_the_gap(world):
     assert f"gap {gap:.2f}, n 64" in words(figure)
 
 
-def test_svd_plane(world):
-    images, texts, labels, _ = world
-    figure, _ = drawn(
-        plots.svd_plane({"a": (images, texts[labels]), "b": (images, images)}, "t", sample=20), 80
-    )
-    assert "plane keeps" in words(figure)
-
-
 def test_globe_map_and_views(world):
     pictures = globes(world)
-    _, data = drawn(plots.globe_map(pictures, "t", threshold=20), 2 * 102)
+    figure, data = drawn(plots.globe_map(pictures, "t", threshold=20), 2 * 102)
+    assert "OoD images (n 30)" in words(figure)
     assert data["latitude"].between(-90, 90).all() and data["longitude"].between(-180, 180).all()
     assert np.square(data[["x", "y", "z"]]).sum(axis=1).to_numpy() == pytest.approx(1)
-    drawn(plots.globe_views(pictures["PCA"], "t", threshold=-10), 102)
+    figure, _ = drawn(plots.globe_views(pictures["PCA"], "t", threshold=-10), 102)
+    shown = [c.get_offsets() for c in figure.axes[0].collections]  # each point on one side, seen from afar
+    points = np.ma.concatenate(shown)[:, :2].filled(np.nan)
+    lengths = np.linalg.norm(points[np.isfinite(points).all(axis=1)], axis=1)
+    assert len(lengths) == 102 and lengths.max() < 1 + 1e-9
 
 
 def test_neighbourhoods_print_their_error(world):
@@ -116,9 +110,8 @@ def test_neighbourhoods_print_their_error(world):
 
 def test_gap_sweep(world):
     images, texts, labels, _ = world
-    frame = geometry.gap_shift(
-        images, texts[labels], labels, texts, [-0.5, 0, 0.5, 1], score=lambda i, t: 0.5
-    )
+    moves = [-0.5, 0, 0.5, 1]
+    frame = geometry.gap_shift(images, texts[labels], labels, texts, moves, score=lambda i, t: 0.5)
     figure, data = drawn(plots.gap_sweep(frame, "t"), 4)
     assert "AUROC" in words(figure) and len(figure.axes) == 3 and data is frame
 
@@ -139,29 +132,29 @@ def test_scores_agree_with_metrics():
     assert f"AUROC {found.auroc:.3f}" in words(figure)
     assert f"FPR95 {100 * found.fpr95_id:.1f} %" in words(figure)
     assert set(data["curve"]) == {"ID density", "OoD density", "ROC"}
+    threshold = figure.axes[0].lines[0].get_xdata()[0]
+    assert np.mean(outside >= threshold) == found.fpr95_id and np.mean(inside >= threshold) >= 0.95
 
 
 def test_mistakes():
-    frame = pd.DataFrame(
-        {"drawn": ["arrow " * 30] * 3, "nearest text": ["a letter"] * 3, "cosine": [0.12345] * 3}
-    )
+    frame = pd.DataFrame({"drawn": ["arrow " * 30] * 3, "nearest text": "a letter", "cosine": 0.12345})
     figure, _ = drawn(plots.mistakes([np.zeros((8, 8, 3))] * 3, frame, "t"), 3)
     assert "cosine: 0.123" in words(figure) and "…" in words(figure)
+    drawn(plots.mistakes([np.zeros((8, 8, 3))], frame[:1], "t"), 1)
 
 
 def test_training_curves_and_lam_sweep():
     log = pd.DataFrame({"step": range(30), "clip": np.linspace(2, 1, 30), "positive": 0.5})
     logs = {"CMA, seed 0": log, "CMA, seed 1": log, "FLYP, seed 0": log}
-    figure, data = drawn(
-        plots.training_curves(logs, {"clip": "CLIP loss (nats)", "positive": "cosine"}, "t"), 90
-    )
+    parts = {"clip": "CLIP loss (nats)", "positive": "cosine"}
+    figure, data = drawn(plots.training_curves(logs, parts, "t"), 90)
     assert list(data) == ["run", "step", "clip", "positive"]
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["CMA", "FLYP"]
     frame = pd.DataFrame(
         {"lam": [0, 1e-3, 0.1], "centroid_gap": [0.8, 0.4, 0], "accuracy": 0.5, "auroc": 0.9}
     )
     figure, _ = drawn(plots.lam_sweep(frame, "t", chosen=1e-3), 3)
-    assert "chosen: 0.001" in words(figure)
+    assert "dashed: 0.001, the one chosen" in words(figure)
     drawn(plots.lam_sweep(frame.iloc[:1], "t"), 1)
 
 
@@ -173,13 +166,16 @@ def test_results(intervals):
         frame = frame.assign(auroc_low=0.2, auroc_high=0.5)
     figure, data = drawn(plots.results(frame, "t", metric="auroc"), 8)
     assert "AUROC (higher = better)" in words(figure)
-    assert to_hex(figure.axes[0].lines[0].get_color()) == plots.METHOD_COLOURS["zero-shot"].lower()
+    assert to_hex(figure.axes[0].lines[0].get_color()) == style.METHOD_COLOURS["zero-shot"].lower()
+    ends = figure.axes[0].collections[0].get_segments()[0][:, 0]
+    assert ends == pytest.approx([0.2, 0.5] if intervals else [0.3, 0.3])
 
 
 def test_class_gaps(world):
     images, texts, labels, _ = world
     frame = geometry.per_class_gap(images, labels, texts)
     figure, data = drawn(plots.class_gaps(frame, "t", [f"class {k}" for k in range(8)]), 8)
+    assert list(data["name"]) == [f"class {k}" for k in frame["class"]]
     assert f"class {frame['cosine'].idxmin()}" in words(figure)
     drawn(plots.class_gaps(frame, "t"), 8)
 
@@ -188,13 +184,13 @@ def test_globe_html_stands_alone(world):
     globe = globes(world)["gap-latitude"]
     page = plots.globe_html(globe, "A globe", threshold=10, hover={"texts": ["alpha"] * 8})
     assert len(page) > 3_000_000 and not re.search(r"<script[^>]+src=", page)
-    linked = plots.globe_html({"images": globe.latlon("images")}, include_js="cdn")
+    linked = plots.globe_html(globe, include_js="cdn")
     assert len(linked) < 200_000 and "cdn" in linked
     assert "A globe" in page and "alpha" in page
 
 
 def test_a_gallery_names_its_rows() -> None:
     images = np.random.default_rng(0).random((3, 8, 8, 3))
-    figure, data = plots.gallery({"id_test": list(images), "arrows": list(images[:2])}, "Two sets")
-    assert data["images shown"].tolist() == [3, 2]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["id_test", "arrows"]
+    figure, data = plots.gallery({"id_test": list(images), "arrows": list(images[:2]), "none": []}, "Sets")
+    assert data["images shown"].tolist() == [3, 2, 0]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["id_test", "arrows", "none"]

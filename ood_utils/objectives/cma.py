@@ -1,21 +1,31 @@
-"""CMA."""
+"""Cross-modal alignment: CLIP's loss and a pull of every image and text towards the other modality."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from . import Parts, cma_parts
+from ..errors import UserError
+from . import Parts, contrast, whole_batch
 
 
+@whole_batch
 def parts(
     image: Tensor,
     text: Tensor,
-    scale: Tensor | float,
+    scale: Tensor,
     *,
     lam: float,
     labels: Tensor | None = None,
     seed: int = 0,
     step: int = 0,
 ) -> Parts:
-    """The parts of the loss of a batch, as every objective gives them."""
-    return cma_parts(image, text, scale, lam, labels)
+    """CMA as published: L_CLIP - lam / (2B) sum_k [LSE_j S_kj + LSE_j S_jk]; ``seed``, ``step`` are not used.
+
+    Identical to (1 - lam) L_CLIP - (lam / B) sum_k S_kk; lam = 0 is FLYP, lam = 1 pure alignment, which
+    collapses. Arguments as in ``ood_utils.objectives``; UserError if ``lam`` is outside [0, 1]. Source: CMA
+    (arXiv 2503.18817); core_methods 1.1, 1.2.
+    """
+    if not 0 <= lam <= 1:
+        raise UserError(f"lam is {lam}; give 0 (FLYP) to 1 (pure alignment), the paper's is 0.001.")
+    found = contrast(image, text, scale, labels)
+    return found._replace(loss=found.clip - lam / 2 * (found.lse_image + found.lse_text))

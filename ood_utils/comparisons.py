@@ -1,0 +1,212 @@
+"""The questions the notebooks ask of models, tables and lists; each answered by one function.
+
+Kept out of the notebooks so that they can be tested and read. Embeddings come with their negative labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from . import embeddings, geometry, leaderboard, methods, metrics
+from .embeddings import StudyEmbeddings
+
+if TYPE_CHECKING:
+    from .config import Profile
+    from .data import Study
+    from .negatives import NegativeList
+
+ByMethod = Mapping[tuple[str, int], StudyEmbeddings]  # (method, seed) -> embeddings
+
+
+def embed_weights(
+    folder: Path,
+    study: Study,
+    profile: Profile,
+    weights: str,
+    listed: NegativeList | None = None,
+    sets: Sequence[str] | None = None,
+) -> StudyEmbeddings:
+    """Embeddings of a study with these weights (a tag, or a path below the run's ``folder``), cached in it.
+
+    ``listed``: the negative labels they get; ``sets``: only these image sets. Errors as ``embeddings.embed``.
+    """
+    path = folder / weights
+    found = str(path) if path.is_file() else weights
+    embedded = embeddings.embed(study, profile, folder / "embeddings", found, sets)
+    return embedded if listed is None else embedded.with_negatives(listed)
+
+
+def embed_methods(
+    folder: Path, study: Study, profile: Profile, methods: pd.DataFrame, listed: NegativeList | None = None
+) -> dict[tuple[str, int], StudyEmbeddings]:
+    """(method, seed) -> embeddings of each row of a table of methods (columns method, seed, weights).
+
+    All get the same negative labels: ``listed``, or those that the zero-shot model mines from the study's corpus.
+    """
+    if listed is None:
+        listed = embeddings.mine(embed_weights(folder, study, profile, profile.pretrained), profile)
+    return {
+        (row.method, row.seed): embed_weights(folder, study, profile, row.weights, listed)
+        for row in methods.itertuples()
+    }
+
+
+def group_means(book: leaderboard.ScoreBook, metric: str = "auroc") -> pd.DataFrame:
+    """One row per (method, seed, score): the metric's mean over each group's sets and over all; no intervals."""
+    frame = pd.DataFrame(book.keys, columns=["method", "seed", "score"])
+    for group in book.averages:
+        frame[group] = book.points[f"average {group}"][:, metrics.METRICS.index(metric)]
+    return frame
+
+
+def validation_auroc(embedded: StudyEmbeddings, profile: Profile) -> float:
+    """Mean AUROC of NegLabel over the validation OoD sets against id_val; NaN without such sets."""
+    if not embedded.of_split("validation"):
+        return float("nan")
+    book = leaderboard.image_scores({("", 0): embedded}, profile, "validation", ["NegLabel"])
+    return float(group_means(book)["all"].iloc[0])
+
+
+def on_validation(embedded: StudyEmbeddings, profile: Profile) -> dict[str, float]:
+    """What ``lam`` is chosen by: centroid_gap, accuracy (fraction) and auroc, all on the validation split."""
+    images, labels = embedded["id_val"].rows, embedded["id_val"].labels
+    return {
+        "centroid_gap": geometry.centroid_gap(images, embedded.class_text[labels]),
+        "accuracy": float(((images @ embedded.class_text.T).argmax(1) == labels).mean()),
+        "auroc": validation_auroc(embedded, profile),
+    }
+
+
+class Choice(NamedTuple):
+    """``lam`` taken and why; ``closed``: the sweep's row with the smallest gap that costs no accuracy."""
+
+    lam: float
+    why: str
+    closed: pd.Series
+
+
+def choose_lam(sweep: pd.DataFrame, fallback: float, tolerance: float = 0.01) -> Choice:
+    """Of lam > 0 with an accuracy at most ``tolerance`` below FLYP's, the one of highest validation AUROC.
+
+    ``sweep`` has columns lam (0 = FLYP), centroid_gap, accuracy, auroc, measured on the validation split
+    only. Where no lam passes, or there is no AUROC, ``fallback`` is taken.
+    """
+    flyp = sweep.loc[sweep.lam.idxmin()]
+    allowed = sweep[(sweep.lam > 0) & (sweep.accuracy >= flyp.accuracy - tolerance)]
+    closed = (allowed if len(allowed) else sweep).sort_values("centroid_gap").iloc[0]
+    if len(allowed) and allowed.auroc.notna().all():
+        why = f"highest validation AUROC within {100 * tolerance:g} point of FLYP's accuracy"
+        return Choice(float(allowed.lam[allowed.auroc.idxmax()]), why, closed)
+    return Choice(fallback, "the profile's value: no lam of the sweep passed the rule", closed)
+
+
+def keep_sweep(
+    embedded: StudyEmbeddings, profile: Profile, shares: Iterable[float] = (0.15, 0.3, 0.6, 0.8, 1.0)
+) -> pd.DataFrame:
+    """Validation AUROC of the zero-shot model by the share of the corpus kept: columns keep, words, auroc."""
+    rows = []
+    for keep in shares:
+        changed = profile.model_copy(update={"keep": keep, "keep_counts": {}})
+        listed = embeddings.mine(embedded, changed)
+        auroc = validation_auroc(embedded.with_negatives(listed), profile)
+        rows.append({"keep": keep, "words": len(listed), "auroc": auroc})
+    return pd.DataFrame(rows)
+
+
+def smallest_share(frame: pd.DataFrame, tolerance: float = 0.005) -> float:
+    """The smallest keep of ``keep_sweep`` whose AUROC is within ``tolerance`` of the best; NaN without
+    AUROCs.
+    """
+    return float(frame[frame.auroc >= frame.auroc.max() - tolerance].keep.min())
+
+
+def order_claims(
+    differences: pd.DataFrame, groups: Iterable[str], order: Sequence[str] = ("CMA", "FLYP", "zero-shot")
+) -> tuple[list[str], dict[str, bool]]:
+    """Does ``order`` (best first) hold in FPR95 with NegLabel? (one Markdown line per group, group -> holds).
+
+    It holds where each neighbouring difference's interval lies on the better side of 0.
+    """
+    lines, holds = [], {}
+    for group in groups:
+        pairs = zip(order, order[1:], strict=False)
+        found = [leaderboard.verdict(differences, a, b, group=group) for a, b in pairs]
+        holds[group] = all(claim["verdict"] == "better" for claim in found)
+        said = " ".join(claim["sentence"] for claim in found)
+        lines.append(f"- **{group}**: the order {'holds' if holds[group] else 'does not hold'}. {said}")
+    return lines, holds
+
+
+def negative_lists(models: ByMethod, profile: Profile) -> pd.DataFrame:
+    """NegLabel by what is in the list: columns list, method, seed, words, auroc, fpr95_id (means over the
+    sets).
+
+    Lists: clean (the models' own); not cleaned (mined with ID names and repetitions in the corpus); every
+    20th ID class's name added; all ID names added; every second word doubled; clean in 100 groups.
+    """
+    first = next(iter(models.values()))
+    position = {word: i for i, (word, _) in enumerate(first.corpus)}
+    names = [*first.class_names, *(name for group in first.synonyms for name in group)]
+    clean = list(first.negatives.indices)
+    lists = {
+        "clean": clean,
+        "not cleaned": embeddings.mine(first, profile, cleaned=False).indices,
+        "every 20th ID name added": clean + [position[n] for n in first.class_names[::20] if n in position],
+        "all ID names added": clean + [position[n] for n in names if n in position],
+        "every second word doubled": clean + clean[::2],
+        "clean, 100 groups": clean,
+    }
+    rows = []
+    for name, indices in lists.items():
+        groups = min(100, len(indices) // 2) if "groups" in name else profile.groups
+        settings = profile.model_copy(update={"groups": groups})
+        listed = {key: embedded.with_negatives(indices) for key, embedded in models.items()}
+        book = leaderboard.image_scores(listed, settings, names=["NegLabel"])
+        means = group_means(book).rename(columns={"all": "auroc"})[["method", "seed", "auroc"]]
+        rows.append(
+            means.assign(list=name, words=len(indices), fpr95_id=group_means(book, "fpr95_id")["all"])
+        )
+    return pd.concat(rows, ignore_index=True)[["list", "method", "seed", "words", "auroc", "fpr95_id"]]
+
+
+def own_names(models: ByMethod) -> pd.DataFrame:
+    """Mean cosine of an image to its own name: columns method, seed, set, group, id_cosine, ood_cosine.
+
+    Only OoD images whose id begins with a word of the corpus count ("name · where from"); empty if there are
+    none.
+    """
+    rows = []
+    for (method, seed), embedded in models.items():
+        position = {word: i for i, (word, _) in enumerate(embedded.corpus)}
+        own = float((embedded["id_test"].rows * embedded.matched_text).sum(1).mean())
+        for name, ood in embedded.of_split().items():
+            words = np.array([position.get(i.split(" · ")[0], -1) for i in ood.ids])
+            if (words >= 0).any():
+                texts = embedded.corpus_text[words[words >= 0]]
+                cosine = float((ood.rows[words >= 0] * texts).sum(1).mean())
+                rows.append([method, seed, name, ood.group, own, cosine])
+    return pd.DataFrame(rows, columns=["method", "seed", "set", "group", "id_cosine", "ood_cosine"])
+
+
+def worst_mistakes(embedded: StudyEmbeddings, profile: Profile, count: int = 10) -> pd.DataFrame:
+    """The OoD test images that NegLabel finds most ID.
+
+    Columns: set, index (into the image set), is, nearest ID name, nearest negative, log-odds.
+    """
+    found: list[dict[str, Any]] = []
+    for name, ood in embedded.of_split().items():
+        score = methods.find("NegLabel")(leaderboard.evidence_of(embedded, name, profile))
+        for i in np.argsort(-score, kind="stable")[:count]:
+            nearest_id = int((embedded.class_text @ ood.rows[i]).argmax())
+            nearest_negative = int((embedded.negative_text @ ood.rows[i]).argmax())
+            found.append({
+                "set": name, "index": int(ood.index[i]), "is": ood.ids[i].split(" · ")[0],
+                "nearest ID name": embedded.class_names[nearest_id],
+                "nearest negative": embedded.negatives.words[nearest_negative], "log-odds": float(score[i]),
+            })  # fmt: skip
+    return pd.DataFrame(found).nlargest(count, "log-odds").reset_index(drop=True)

@@ -1,0 +1,80 @@
+"""Every way to tell OoD from ID, one small file each, found by itself: a new score is a new file and nothing
+else.
+
+A file holds a ``METHOD``: its name in tables, year and source, what it needs of the evidence, and its
+formula, which gives one number per image, HIGHER = MORE ID. Only what the asked methods need is computed,
+once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from .. import registry, scores
+from ..errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What there is to judge the images of one set by; what is None the study does not have.
+
+    ``images`` (n, d), ``class_text`` (K, d), ``negative_text`` (M, d): unit rows. ``temperature`` divides
+    cosines; ``groups`` of negative labels.
+    """
+
+    images: np.ndarray
+    class_text: np.ndarray | None = None
+    negative_text: np.ndarray | None = None
+    temperature: float = 0.01
+    groups: int = 1
+
+    @cached_property
+    def cosines(self) -> np.ndarray:
+        """(n, K) float64 cosines of images and class texts, shared by all methods that look at them."""
+        return scores.cosines(self.images, self.class_text)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One file's METHOD. ``needs``: fields of ``Evidence`` without which it cannot be computed."""
+
+    name: str
+    year: int
+    source: str
+    needs: tuple[str, ...]
+    score: Callable[[Evidence], np.ndarray]
+
+    def __call__(self, evidence: Evidence) -> np.ndarray:
+        """(n,) float64, higher = more ID. UserError naming what the method needs and the evidence lacks."""
+        for need in self.needs:
+            if getattr(evidence, need) is None:
+                raise UserError(f"{self.name} needs {need}, which these embeddings do not have; leave it out")
+        return self.score(evidence)
+
+
+@lru_cache(maxsize=1)
+def every() -> dict[str, Method]:
+    """Name -> method, by year and name."""
+    found = [registry.find("methods", name).METHOD for name in registry.names("methods")]
+    return {m.name: m for m in sorted(found, key=lambda m: (m.year, m.name))}
+
+
+def find(name: str) -> Method:
+    """The method of that name. Raises UserError with the nearest names."""
+    if name not in every():
+        raise UserError(f"no score is called {name!r}{nearest(name, every())}")
+    return every()[name]
+
+
+def names(evidence: Evidence | None = None) -> list[str]:
+    """The names of all methods, or of those whose needs the evidence meets."""
+    usable = (
+        m
+        for m in every().values()
+        if evidence is None or all(getattr(evidence, n) is not None for n in m.needs)
+    )
+    return [method.name for method in usable]

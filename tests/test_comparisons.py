@@ -1,0 +1,149 @@
+"""The notebooks' questions on made-up spaces whose answers are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ood_utils import comparisons, data, embeddings, models
+from ood_utils.config import load_profile
+from ood_utils.embeddings import EmbeddedSet, StudyEmbeddings
+
+WORDS = ["ant", "bee", "cow", "bees", "dune", "elm", "fog", "gate"]
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _near(centres: np.ndarray, labels: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    return _unit(
+        centres[labels] + noise * np.random.default_rng(seed).normal(size=(len(labels), centres.shape[1]))
+    )
+
+
+@pytest.fixture
+def world() -> SimpleNamespace:
+    """Three ID classes, a near and a far OoD set whose images have names in the corpus, one validation set."""
+    axes = np.eye(16)
+    text = {word: axes[i] for i, word in enumerate(WORDS)}
+    text["bees"] = _unit((text["bee"] + 0.1 * axes[12])[None])[0]
+    contents = {
+        "near_set": ("near", ["dune", "elm"]), "far_set": ("far", ["fog", "gate"]),
+        "val_set": ("validation", ["elm"]), "id_val": ("id", ["ant", "bee", "cow"]),
+        "id_test": ("id", ["ant", "bee", "cow"]),
+    }  # fmt: skip
+    sets = {}
+    for seed, (name, (group, words)) in enumerate(contents.items()):
+        which = np.arange(60) % len(words)
+        rows = _near(np.stack([text[w] for w in words]), which, 0.1, seed)
+        ids = [f"{words[k]} · {i}" for i, k in enumerate(which)]
+        labels = which if group == "id" else np.full(60, -1)
+        sets[name] = EmbeddedSet(rows, labels, ids, np.arange(60), group)
+    class_text, corpus_text = (_unit(np.stack([text[w] for w in words])) for words in (WORDS[:3], WORDS))
+    corpus = [(w, "noun") for w in WORDS]
+    embedded = StudyEmbeddings(sets, WORDS[:3], [[]] * 3, class_text, corpus, corpus_text, 100.0)
+    profile = load_profile("glyphs-tiny", {"keep": 1.0, "bootstrap": 20})
+    mined = embeddings.mine(embedded, profile)
+    return SimpleNamespace(embedded=embedded.with_negatives(mined), profile=profile)
+
+
+def test_a_perfect_world_is_found_perfect(world) -> None:
+    found = comparisons.on_validation(world.embedded, world.profile)
+    assert found["accuracy"] == 1 and found["auroc"] > 0.999 and found["centroid_gap"] < 0.2
+    without = {name: s for name, s in world.embedded.sets.items() if s.group != "validation"}
+    assert np.isnan(comparisons.validation_auroc(replace(world.embedded, sets=without), world.profile))
+
+
+def test_negative_lists_tell_a_leak_from_a_clean_list(world) -> None:
+    assert set(world.embedded.negatives.words) == {"dune", "elm", "fog", "gate"}  # and not "bees"
+    table = comparisons.negative_lists({("zero-shot", 0): world.embedded}, world.profile).set_index("list")
+    assert table.fpr95_id["clean"] == 0 and (table.auroc <= 1).all()
+    assert table.words["all ID names added"] == 4 + 3
+    assert table.auroc["all ID names added"] <= table.auroc["clean"]
+
+
+def test_own_names_are_the_cosine_to_the_true_word(world) -> None:
+    table = comparisons.own_names({("zero-shot", 0): world.embedded})
+    assert list(table.set) == ["near_set", "far_set"] and (table.ood_cosine > 0.9).all()
+    rows, text = world.embedded["near_set"].rows, world.embedded.corpus_text
+    first, second = rows[::2] @ text[WORDS.index("dune")], rows[1::2] @ text[WORDS.index("elm")]
+    assert table.ood_cosine[0] == pytest.approx(np.concatenate([first, second]).mean(), abs=1e-5)
+    nameless = {name: replace(s, ids=["nameless"] * 60) for name, s in world.embedded.sets.items()}
+    assert comparisons.own_names({("zero-shot", 0): replace(world.embedded, sets=nameless)}).empty
+
+
+def test_the_worst_mistake_is_the_planted_one(world) -> None:
+    world.embedded["far_set"].rows[11] = world.embedded.class_text[1]
+    world.embedded["far_set"].index[:] += 5  # as if five images before it had been unreadable
+    table = comparisons.worst_mistakes(world.embedded, world.profile, count=3)
+    assert (table.set[0], table["index"][0]) == ("far_set", 16) and table["nearest ID name"][0] == "bee"
+    assert table["log-odds"].is_monotonic_decreasing and len(table) == 3
+
+
+def test_every_method_of_a_table_gets_the_zero_shot_list(tmp_path) -> None:
+    profile = load_profile("glyphs-tiny", {"id_classes": 5, "ood_images": 4, "corpus_words": 40})
+    methods = pd.DataFrame(
+        {"method": ["zero-shot", "copy"], "seed": [0, 1], "weights": ["builtin", "own.safetensors"]}
+    )
+    (tmp_path / "own.safetensors").write_bytes(models.GLYPH_WEIGHTS.read_bytes())
+    found = comparisons.embed_methods(tmp_path, data.load(profile), profile, methods)
+    assert list(found) == [("zero-shot", 0), ("copy", 1)]
+    one, other = found.values()
+    assert one.negatives.indices == other.negatives.indices and np.array_equal(
+        one.class_text, other.class_text
+    )
+
+
+def _sweep(**columns: list[float]) -> pd.DataFrame:
+    defaults = {
+        "lam": [0, 0.01, 0.1],
+        "centroid_gap": [0.7, 0.2, 0.1],
+        "accuracy": [0.8, 0.795, 0.75],
+        "auroc": [0.9, 0.8, 0.95],
+    }
+    return pd.DataFrame(defaults | columns)
+
+
+def test_lam_is_chosen_by_the_rule_and_never_for_a_price() -> None:
+    choice = comparisons.choose_lam(_sweep(), 0.5)
+    assert choice.lam == 0.01 and choice.closed.lam == 0.01  # 0.1 detects better but costs accuracy
+    assert comparisons.choose_lam(_sweep(accuracy=[0.8, 0.8, 0.8]), 0.5).lam == 0.1
+    assert comparisons.choose_lam(_sweep(accuracy=[0.8, 0.5, 0.5]), 0.5).lam == 0.5
+    assert comparisons.choose_lam(_sweep(auroc=[np.nan] * 3), 0.5).lam == 0.5
+
+
+def test_the_smallest_share_within_the_tolerance_is_taken() -> None:
+    frame = pd.DataFrame(
+        {"keep": [0.15, 0.6, 0.8, 1.0], "words": [1, 2, 3, 4], "auroc": [0.8, 0.9, 0.914, 0.917]}
+    )
+    assert comparisons.smallest_share(frame) == 0.8
+
+
+def test_the_order_holds_only_where_both_differences_are_better() -> None:
+    def row(a: str, b: str, group: str, verdict: str) -> dict:
+        numbers = {"difference": -0.1, "low": -0.2, "high": -0.05, "seed_min": -0.1, "seed_max": -0.1}
+        facts = {
+            "a": a,
+            "b": b,
+            "score": "NegLabel",
+            "metric": "fpr95_id",
+            "set": f"average {group}",
+            "group": group,
+        }
+        return facts | numbers | {"average": True, "verdict": verdict}
+
+    frame = pd.DataFrame(
+        [row("CMA", "FLYP", "near", "better"), row("FLYP", "zero-shot", "near", "better")]
+        + [row("CMA", "FLYP", "far", "worse"), row("FLYP", "zero-shot", "far", "better")]
+    )
+    lines, holds = comparisons.order_claims(frame, ["near", "far"])
+    assert (
+        holds == {"near": True, "far": False}
+        and "does not hold" in lines[1]
+        and "CMA is worse than FLYP" in lines[1]
+    )
