@@ -11,7 +11,7 @@ from typing import Any
 from .errors import UserError
 
 EXAMPLES = """examples:
-  ood run                                   the glyph world, four notebooks, a report; minutes, nothing to download
+  ood run                                   the glyph world, four notebooks, a report; minutes, no download
   ood run --profile glyphs-tiny             the same, cut down to about a minute
   ood run -p lam=0.01 seeds=[0] --run mine  with other values, in outputs/mine
   ood run --only 03 04 --force              these two again
@@ -24,13 +24,13 @@ EXAMPLES = """examples:
 TRAIN = """One fine-tuning, in one process or under torchrun, on one machine or many:
 
   ood train --profile glyphs --objective cma --lam 0.003 --seed 0 --folder outputs/mine
-  torchrun --standalone --nproc-per-node 8 -m ood_utils train --profile imagenet -p data_root=/data --folder ...
+  torchrun --standalone --nproc-per-node 8 -m ood_utils train --profile imagenet -p data_root=/data ...
   torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m ood_utils train ...
 
 The profile's batch is that of all processes together. Started again with the same words, it resumes. Rank 0
-writes the folder; on several machines it is on the one whose host name sorts first, unless they share the disk,
-and every machine needs the data under the same path. Below the line that says what is wrong torchrun prints a
-traceback of its own (ChildFailedError), which says nothing more.
+writes the folder; on several machines it is on the one whose host name sorts first, unless they share the
+disk, and every machine needs the data under the same path. Below the line that says what is wrong torchrun
+prints a traceback of its own (ChildFailedError), which says nothing more.
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def stand_in(
 ) -> None:
     """Execute no notebook: note its name and write its files (path below the run -> text)."""
 
-    def execute(source: Path, output: Path, parameters: dict, limit: float, show: Any) -> dict | None:
+    def execute(source: Path, output: Path, parameters: dict, limit: float, progress: Any) -> dict | None:
         calls.append(source.stem)
         output.write_text(source.read_text())
         for path, text in writes.get(source.stem, {}).items():
@@ -53,7 +54,7 @@ def stand_in(
             target.write_text(text)
         return {"cell": 0, **error} if error else None
 
-    patch.setattr(runner, "prepare", lambda *_: None)
+    patch.setattr(runner, "surroundings", lambda *_: nullcontext())
     patch.setattr(runner, "execute", execute)
 
 

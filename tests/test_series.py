@@ -25,7 +25,8 @@ import json, os, sys
 from pathlib import Path
 from ood_utils import config, files, provenance, store
 r = store.start("01_first", profile, run, changes)
-facts = {"python": sys.executable, "folder": os.getcwd(), "lam": r.profile.lam, "provenance": {"weights_sha256": "ab"}}
+facts = {"python": sys.executable, "folder": os.getcwd(), "lam": r.profile.lam}
+facts["provenance"] = {"weights_sha256": "ab"}
 r.save_results(facts)
 print("encode 1\\rencode 2\\rencode 3")
 """
@@ -45,7 +46,8 @@ WRITES = {
 
 
 STRAY = (  # a process that nothing but its mark ties to the notebook
-    "import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+    "import subprocess, sys\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
     "start_new_session=True)\nopen({pid!r}, 'w').write(str(child.pid))\n"
 )
 PARAMETERS = {"profile": "glyphs-tiny", "run": "", "changes": {}}
@@ -138,13 +140,19 @@ def test_a_raising_cell_is_named_and_ends_the_series(world):
 
 
 @pytest.mark.series
-def test_a_time_out_ends_every_process(world):
+def test_a_time_out_ends_every_process(world, monkeypatch):
     pid = world / "pid"
-    notebook(
-        world / "notebooks" / "01_first.ipynb", STRAY.format(pid=str(pid)) + "import time; time.sleep(600)"
-    )
-    with pytest.raises(runner.NotebookFailed, match="in code cell 3 of 3, .*: time-out after 0.1 minutes"):
-        run(world, timeout=0.1)
+    stray, wait = STRAY.format(pid=str(pid)), "import time; time.sleep(600)"
+    notebook(world / "notebooks" / "01_first.ipynb", stray, wait)
+
+    class Clock:  # the limit has come when the last cell begins, however slow the machine is
+        @staticmethod
+        def monotonic():
+            return time.monotonic() + 1e6 * pid.exists()
+
+    monkeypatch.setattr(runner, "time", Clock)
+    with pytest.raises(runner.NotebookFailed, match="in code cell 4 of 4, .*: time-out after 0.5 minutes"):
+        run(world, timeout=0.5)
     assert status(world) == {"01_first": "failed"} and not alive(int(pid.read_text()))
     assert record(world)["notebooks"]["01_first"]["error"]["kind"] == "TimeOut"
 
@@ -157,7 +165,10 @@ def fork(request, monkeypatch):
 
 
 def go(folder, *code):
-    return runner.execute(notebook(folder / "n.ipynb", *code), folder / "out.ipynb", PARAMETERS, 120, print)
+    progress = SimpleNamespace(cell=0, cells=2 + len(code))
+    return runner.execute(
+        notebook(folder / "n.ipynb", *code), folder / "out.ipynb", PARAMETERS, 120, progress
+    )
 
 
 @pytest.mark.series
@@ -176,12 +187,11 @@ def test_every_kernel_is_as_jupyter_starts_it_and_knows_nothing_of_the_one_befor
     )
     before = dict(os.environ)
     with kernel.environment(tmp_path, {"ood_utils.arrays", "no_such_module"}):
-        for _ in range(2):
+        for _ in range(1 + fork):
             assert go(tmp_path, loaded + asked, spoil, "print('said')") is None
             assert "said" in (tmp_path / "out.ipynb").read_text()
-        error = go(tmp_path, "import no_such_module")
         mistake = go(tmp_path, "from ood_utils.errors import UserError\nraise UserError('no such; do so')")
-    assert error["kind"] == "ModuleNotFoundError" and error["tail"] and dict(os.environ) == before
+    assert dict(os.environ) == before
     assert mistake["message"] == "no such; do so" and "tail" not in mistake  # it has no traceback
 
 
@@ -206,13 +216,14 @@ def test_a_killed_kernel_is_named_leaves_nothing_and_the_next_notebook_runs(tmp_
 def test_a_runner_killed_with_9_takes_everything_with_it(tmp_path, fork):
     pid, stray = tmp_path / "pid", tmp_path / "stray"
     who = f"import os\nopen({str(pid)!r}, 'w').write(f'{{os.getpid()}} {{os.getppid()}} ')\n"
-    path = notebook(tmp_path / "n.ipynb", STRAY.format(pid=str(stray)) + who + "import time; time.sleep(600)")
+    notebook(tmp_path / "n.ipynb", STRAY.format(pid=str(stray)) + who + "import time; time.sleep(600)")
     script = tmp_path / "script.py"
     script.write_text(
-        "from pathlib import Path\nfrom ood_utils.series import kernel, runner\n"
-        f"if __name__ == '__main__':\n    kernel.can_fork = lambda: {fork}\n"
-        f"    with kernel.environment(Path({str(tmp_path)!r}), ()):\n"
-        f"        runner.execute(Path({str(path)!r}), Path({str(tmp_path / 'o.ipynb')!r}), {PARAMETERS}, 99, print)\n"
+        "from pathlib import Path\nfrom types import SimpleNamespace\n"
+        f"from ood_utils.series import kernel, runner\nkernel.can_fork = lambda: {fork}\n"
+        f"here, progress = Path({str(tmp_path)!r}), SimpleNamespace(cell=0, cells=3)\n"
+        "with kernel.environment(here, ()):\n"
+        f"    runner.execute(here / 'n.ipynb', here / 'o.ipynb', {PARAMETERS}, 99, progress)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(config.PACKAGE.parent)}
     killed = subprocess.Popen([sys.executable, script], cwd=tmp_path, env=environment)
@@ -239,8 +250,8 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     (profiles / "glyphs.yaml").write_text((config.PROFILES / "glyphs.yaml").read_text())
     mark = tmp_path / "mark"
     notebook(tmp_path / "notebooks" / "01_first.ipynb", "print('quick')")
-    wait = f"import os, time\nif not os.path.exists({str(mark)!r}):\n    open({str(mark)!r}, 'w')\n    time.sleep(600)"
-    notebook(tmp_path / "notebooks" / "02_second.ipynb", wait)
+    wait = f"if not os.path.exists({str(mark)!r}):\n    open({str(mark)!r}, 'w')\n    time.sleep(600)"
+    notebook(tmp_path / "notebooks" / "02_second.ipynb", f"import os, time\n{wait}")
     environment = {key: value for key, value in os.environ.items() if key != "OOD_OUTPUTS"}
     environment |= {"OOD_ROOT": str(tmp_path), "PYTHONPATH": str(config.PACKAGE.parent)}
     command = [sys.executable, "-m", "ood_utils", "run"]
@@ -252,9 +263,11 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     while not mark.exists() and first.poll() is None:
         time.sleep(0.1)
     first.send_signal(signal.SIGINT)
-    assert "takes the run up again" in first.communicate(timeout=60)[1] and first.returncode == 130
+    said = first.communicate(timeout=60)[1]
+    assert said == "ood: interrupted; the same command takes the run up again\n" and first.returncode == 130
     assert status(tmp_path, "glyphs") == {"01_first": "done", "02_second": "interrupted"}
-    light = "import sys; from ood_utils.__main__ import main; assert main(['run']) == 0; assert 'torch' not in sys.modules"
+    call = "import sys\nfrom ood_utils.__main__ import main\nassert main(['run']) == 0\n"
+    light = f"{call}assert 'torch' not in sys.modules"
     again = subprocess.run(
         [sys.executable, "-c", light], env=environment, cwd="/", capture_output=True, text=True
     )
@@ -265,7 +278,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     )
     assert status(tmp_path, "glyphs") == {"01_first": "done", "02_second": "done"}
     heavy = "[name for name in ('torch', 'pandas', 'papermill', 'nbconvert') if name in sys.modules]"
-    idle = f"import sys; from ood_utils.__main__ import main; assert main(['run']) == 0; assert not {heavy}, {heavy}"
+    idle = f"{call}assert not {heavy}, {heavy}"
     quick = subprocess.run(
         [sys.executable, "-c", idle], env=environment, cwd="/", capture_output=True, text=True
     )
@@ -432,7 +445,7 @@ def test_what_only_the_runner_can_say_is_not_believed(world, calls, left, reason
 
 @pytest.fixture
 def no_kernel(monkeypatch):
-    monkeypatch.setattr(runner, "prepare", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr(runner, "surroundings", lambda *_: pytest.fail("a kernel was started"))
 
 
 @pytest.mark.usefixtures("no_kernel")

@@ -1,4 +1,4 @@
-"""Self-check: what this machine has, what a profile needs, whether it is there and where to get what is not."""
+"""Self-check: what this machine has, what a profile needs, what of it is there, where to get the rest."""
 
 from __future__ import annotations
 
@@ -96,17 +96,18 @@ def room(profile: Profile) -> dict[str, float]:
     An upper bound: the sweep's models are reckoned to embed everything. Optimiser states go when a training
     ends.
     """
+    import open_clip
     import torch
 
     from .. import models, training
 
-    width = models._config(profile.model)["embed_dim"]
     try:
         with torch.device("meta"):  # sizes without the memory
             model, _, _ = models.load(profile.model, "random", device="meta")
     except (ImportError, OSError, RuntimeError) as fault:  # a tokenizer that wants packages or a network
         reason = str(fault).splitlines()[0]
         raise UserError(f"model {profile.model!r} cannot be built here: {reason}") from None
+    width = open_clip.get_model_config(profile.model)["embed_dim"]
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**30
     count = training.plan(profile, profile.lam).query("method != 'zero-shot'").tag.nunique()
     at_once = 1 if profile.processes > 1 or profile.device == "cuda" else max(1, profile.parallel)
@@ -135,26 +136,25 @@ def disk_need(profile: Profile) -> Need:
 
 def weights_need(profile: Profile) -> Need:
     """The weights, looked for without a network."""
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+    import open_clip
 
-    from .. import models
+    from .. import models  # noqa: F401 - makes GlyphCLIP known to open_clip
 
     name, tag, what = profile.model, profile.pretrained, f"weights of {profile.model}: {profile.pretrained}"
-    try:
-        models._config(name)
-    except UserError as mistake:
-        return Need(False, what, str(mistake), "WRONG")
+    if open_clip.get_model_config(name) is None:
+        known = errors.nearest(name, open_clip.list_models())
+        return Need(False, what, f"model {name!r} is not an open_clip architecture{known}", "WRONG")
     builtin = config.PACKAGE / "assets" / f"{name}.safetensors"
     if tag == "random" or (tag == "builtin" and builtin.is_file()):
         return Need(True, what)
     if Path(tag).is_file():
         return Need(True, f"{what} ({Path(tag).stat().st_size / 2**20:.0f} MiB)")
-    known = list_pretrained_tags_by_model(name)
+    known = open_clip.list_pretrained_tags_by_model(name)
     if tag not in known:
         own = ["builtin"] if builtin.is_file() else []
-        remedy = f"give a file or a tag{errors.nearest(tag, [*own, *known, 'random'])}"
-        return Need(False, what, remedy)
-    about = get_pretrained_cfg(name, tag)
+        nearest = errors.nearest(tag, [*own, *known, "random"])
+        return Need(False, what, f"give a file or a tag{nearest}")
+    about = open_clip.get_pretrained_cfg(name, tag)
     source = about.get("hf_hub") or about.get("url", "")
     licence = "OpenAI's weights are under MIT" if tag == "openai" else "its licence is said there"
     remedy = f"open_clip downloads it at first use (ViT-B/16: 0.6 GB) from {source}; {licence}"
@@ -164,9 +164,10 @@ def weights_need(profile: Profile) -> Need:
 def cached(about: dict[str, Any]) -> bool:
     """Whether the weights that an open_clip tag means (its config `about`) lie in a cache of this machine."""
     from huggingface_hub import try_to_load_from_cache
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
     repository, _, file = about.get("hf_hub", "").rpartition("/")
-    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    names = [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
     if repository and any(isinstance(try_to_load_from_cache(repository, name), str) for name in names):
         return True
     return (Path.home() / ".cache" / "clip" / Path(about.get("url") or "none").name).is_file()

@@ -8,7 +8,6 @@ elsewhere kernels start plainly and nothing else differs.
 
 from __future__ import annotations
 
-import multiprocessing
 import multiprocessing.context
 import os
 import signal
@@ -28,7 +27,9 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
-from .. import config
+from .. import config, processes
+
+SERVER = forkserver._forkserver  # private, but Python has no other way to end it
 
 
 def can_fork() -> bool:
@@ -42,7 +43,7 @@ def environment(outputs: Path, modules: Iterable[str]) -> Iterator[None]:
 
     modules: what the notebooks import, loaded once for all of them where kernels can be forked.
     """
-    before, server = dict(os.environ), forkserver._forkserver
+    before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="ood-", ignore_cleanup_errors=True) as aside:
         paths = [str(config.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         if can_fork():
@@ -68,25 +69,22 @@ def environment(outputs: Path, modules: Iterable[str]) -> Iterator[None]:
                 forkserver.ensure_running()
             yield
         finally:
-            end_marked()
-            if (
-                server._forkserver_pid
-            ):  # killed: it may still be importing; then reaped, as Python's own tests do
-                os.kill(server._forkserver_pid, signal.SIGKILL)
-            server._stop()
+            end_marked(SERVER._forkserver_pid)
+            if SERVER._forkserver_pid:
+                os.kill(SERVER._forkserver_pid, signal.SIGKILL)  # it may still be importing
+            SERVER._stop()
             os.environ.clear()
             os.environ |= before
 
 
-def end_marked() -> None:
-    """End every process that carries this series' token, whoever its parent is by now, but the fork server."""
-    spared = (os.getpid(), forkserver._forkserver._forkserver_pid)
+def end_marked(spared: int | None = None) -> None:
+    """End every process with this series' token, whoever its parent is by now, but this one and `spared`."""
     for _ in range(3):  # one may have been starting another
         marked = []
         for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
+            with suppress(psutil.Error, OSError):  # gone, or another user's
                 token = process.environ().get("OOD_TOKEN")
-                if token == os.environ["OOD_TOKEN"] and process.pid not in spared:
+                if token == os.environ["OOD_TOKEN"] and process.pid not in (os.getpid(), spared):
                     marked.append(process)
         if not marked:
             return
@@ -117,7 +115,8 @@ class _Fork(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **words: Any) -> Any:
         self.cwd = str(words.get("cwd") or os.getcwd())
         self.process = _Process(target=_become, args=(cmd[2:], words["env"], self.cwd))
-        self.process.start()
+        with processes.main_hidden():
+            self.process.start()
         self.pid = self.pgid = self.process.pid
         return self.connection_info
 
@@ -157,20 +156,19 @@ def _become(argv: list[str], environment: dict[str, str], folder: str) -> None:
 def _serve() -> None:
     """Be a kernel until it is told to end or the runner is gone, however it went: then nothing stays."""
     os.environ.pop("JPY_PARENT_PID", None)  # ipykernel's own watch would end the kernel alone
-
-    def follow() -> None:
-        with suppress(psutil.NoSuchProcess):
-            runner = psutil.Process(int(os.environ["OOD_RUNNER_PID"]))
-            while runner.status() != psutil.STATUS_ZOMBIE:
-                time.sleep(1)
-        forkserver._forkserver._forkserver_pid = None  # here it would be
-        end_marked()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=_follow, daemon=True).start()
     from ipykernel.kernelapp import IPKernelApp
 
     IPKernelApp.launch_instance()
+
+
+def _follow() -> None:
+    with suppress(psutil.NoSuchProcess):
+        runner = psutil.Process(int(os.environ["OOD_RUNNER_PID"]))
+        while runner.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(1)
+    end_marked()
+    os._exit(1)
 
 
 if __name__ == "__main__":

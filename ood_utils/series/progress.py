@@ -7,71 +7,58 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .state import Notebook
+import psutil
+from tqdm import tqdm
 
 
-class Progress:
+class Progress(threading.Thread):
     """One live line per notebook on a terminal; elsewhere a line at the start, every 30 s, and at the end.
 
-    A thread of its own keeps the clock going; ``peak`` is the most memory seen, in MiB, of this process and
-    all below it.
+    ``cell`` (set by the runner) and ``cells``: the code cell at work, and how many there are. ``peak``: the
+    most memory seen, in MiB, of this process and all below it.
     """
 
-    def __init__(self, notebook: Notebook, expected: float, reason: str) -> None:
-        """`expected`: seconds that the notebook should take, 0 when not known."""
-        self.name, self.expected, self.begun = notebook.name, expected, time.monotonic()
-        self.said, self.cell, self.of, self.peak, self.bar = self.begun, 0, len(notebook.code), 0, None
+    def __init__(self, name: str, cells: int, expected: float, reason: str) -> None:
+        """`expected`: seconds that the notebook should take, 0 when not known. `reason`: why it runs."""
+        super().__init__(daemon=True)
+        self.title, self.cell, self.cells, self.expected, self.peak = name, 0, cells, expected, 0
+        self.begun, self.ended, self.bar = time.monotonic(), threading.Event(), None
         if sys.stderr.isatty():
-            from tqdm import tqdm
-
             layout = "{desc} |{bar:24}| cell {n_fmt}/{total_fmt}{postfix}"
             width = min(shutil.get_terminal_size((100, 24)).columns, 120)  # some say that they have no size
-            self.bar = tqdm(
-                total=self.of, desc=f"{self.name} ({reason})", bar_format=layout, ncols=width, nrows=9
-            )
+            self.bar = tqdm(total=cells, desc=f"{name} ({reason})", bar_format=layout, ncols=width, nrows=9)
         else:
             about = f", about {_clock(expected)} expected" if expected else ""
-            print(f"{self.name}: started ({reason}{about})", flush=True)
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-        self.thread.start()
+            print(f"{name}: started ({reason}{about})", flush=True)
+        self.start()
 
-    def show(self, cell: int, of: int) -> None:
-        """Note the code cell at work."""
-        self.cell, self.of = cell, of
-
-    def _follow(self) -> None:
+    def run(self) -> None:
+        """Twice a second until the end: the clock, and at times the memory."""
         turn = 0
         while not self.ended.wait(0.5):
             if turn % 4 == 0:
                 self.peak = max(self.peak, _memory())
             turn += 1
-            self._tell()
-
-    def _tell(self) -> None:
-        spent = time.monotonic() - self.begun
-        left = f", about {_clock(self.expected - spent)} left" if self.expected > spent else ""
-        if self.bar is not None:
-            self.bar.n, self.bar.total = max(self.cell - 1, 0), self.of
-            self.bar.set_postfix_str(f"{_clock(spent)}{left}")
-        elif time.monotonic() - self.said >= 30:
-            self.said = time.monotonic()
-            print(f"{self.name}: cell {self.cell}/{self.of}, {_clock(spent)}{left}", flush=True)
+            spent = time.monotonic() - self.begun
+            left = f", about {_clock(self.expected - spent)} left" if self.expected > spent else ""
+            if self.bar is not None:
+                self.bar.n, self.bar.total = max(self.cell - 1, 0), self.cells
+                self.bar.set_postfix_str(f"{_clock(spent)}{left}")
+            elif turn % 60 == 0:
+                print(f"{self.title}: cell {self.cell}/{self.cells}, {_clock(spent)}{left}", flush=True)
 
     def close(self, word: str) -> None:
         """End the line with the notebook's fate."""
         self.ended.set()
-        self.thread.join()
+        self.join()
         spent = _clock(time.monotonic() - self.begun)
-        if self.bar is not None:
-            self.bar.n = self.bar.total if word == "done" else self.bar.n
-            self.bar.set_postfix_str(f"{word} in {spent}")
-            self.bar.close()
-        else:
-            print(f"{self.name}: {word} in {spent}", flush=True)
+        if self.bar is None:
+            print(f"{self.title}: {word} in {spent}", flush=True)
+            return
+        self.bar.n = self.bar.total if word == "done" else self.bar.n
+        self.bar.set_postfix_str(f"{word} in {spent}")
+        self.bar.close()
 
 
 def _clock(seconds: float) -> str:
@@ -82,8 +69,6 @@ def _clock(seconds: float) -> str:
 
 def _memory() -> int:
     """MiB of this process and all below it; shared pages count once where the system tells (Linux)."""
-    import psutil
-
     total = 0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with suppress(psutil.Error):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ..errors import UserError
 from .state import Notebook
 
 TEMPLATES = Path(__file__).parent / "templates"
+NOBODY = "by hand, or from an unfinished notebook"
 COLUMNS = {  # what a column's name does not say by itself
     "fpr95_id": "FPR95, ID positive: share of OoD accepted when 95 % of ID is accepted (lower is better)",
     "fpr95_ood": "FPR95, OoD positive: share of ID rejected when 95 % of OoD is rejected (lower is better)",
@@ -72,28 +73,35 @@ def _index(folder: Path, record: dict[str, Any], questions: dict[str, str], key:
     import jinja2
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
-    environment.filters["words"] = lambda name: name.replace("_", " ")
-    headline = folder / "tables" / "headline.csv"
+    environment.filters |= {"words": lambda name: name.replace("_", " "), "cell": _cell, "join": _join}
+    environment.filters["json"] = lambda value: json.dumps(value, indent=1)
+    owner = {path: name for name, entry in record["notebooks"].items() for path in entry.get("outputs", {})}
+    pictures = sorted((folder / "figures").glob("*.png"))
+    tables = sorted((folder / "tables").glob("*.csv"))
     names = list(questions) or sorted(record["notebooks"])
     return environment.get_template("index.html.j2").render(
         key=key,
         record=record,
-        title=record["parameters"].get("title")
-        or f"Modality gap and OoD detection: profile {record['profile']}",
-        minutes=sum(entry.get("seconds", 0) for entry in record["notebooks"].values()) / 60,
-        headline=(folder / "figures" / "headline.png").is_file(),
-        headline_table=_table(headline, 60) if headline.is_file() else None,
-        cards=[
-            _card(folder, name, record["notebooks"].get(name), questions.get(name) or name) for name in names
-        ],
+        notebooks=[(name, questions.get(name) or name) for name in names],
+        pages={path.name for path in (folder / "notebooks").glob("*.html")},
+        numbers={name: _numbers(folder / "results" / f"{name}.json") for name in names},
+        headline=folder / "figures" / "headline.png" in pictures,
+        headlines=[_table(path, 60) for path in tables if path.stem == "headline"],
         interactive=sorted((folder / "figures").glob("*.html")),
-        figures=list(_figures(folder, record)),
-        tables=[_table(path, 12) for path in sorted((folder / "tables").glob("*.csv"))],
+        figures=[{"path": path, "owner": owner.get(f"figures/{path.name}", NOBODY)} for path in pictures],
+        tables=[_table(path, 12) for path in tables],
         unreadable=unreadable(folder),
-        facts=_facts(record),
-        values=[(name, _join(value)) for name, value in record["parameters"].items()],
-        notes=json.dumps({n: e["facts"] for n, e in record["notebooks"].items() if e.get("facts")}, indent=1),
     )
+
+
+def _numbers(path: Path) -> list[tuple[str, Any]]:
+    """(name, value) of the single values of a results file; lists are left to the tables."""
+    import pandas as pd
+
+    results = files.read_json(path)
+    results.pop("provenance", None)
+    flat = pd.json_normalize(results, sep=" ").to_dict("records")[0].items() if results else ()
+    return [(name, value) for name, value in flat if value is not None and not isinstance(value, list | dict)]
 
 
 def _table(path: Path, limit: int) -> dict[str, Any]:
@@ -103,13 +111,13 @@ def _table(path: Path, limit: int) -> dict[str, Any]:
 
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
     right = {name: [{"selector": "", "props": "text-align:right"}] for name in frame.select_dtypes("number")}
-    style = Styler(frame.head(limit), uuid=path.stem, cell_ids=False).hide(axis="index")
+    style = Styler(frame.head(limit), uuid=f"{path.stem}-{limit}", cell_ids=False).hide(axis="index")
     html = style.format(_cell, na_rep="", escape="html").set_table_styles(right).to_html()
     words = {*frame.columns, *frame.select_dtypes(exclude="number").astype(str).to_numpy().ravel()}
     note = "; ".join(f"{name}: {text}" for name, text in COLUMNS.items() if name in words)
     note += "." if note else ""
     note += f" First {limit} of {len(frame)} rows." if len(frame) > limit else ""
-    return {"path": path, "html": html, "note": note, "parquet": path.with_suffix(".parquet").is_file()}
+    return {"path": path, "html": html, "note": note}
 
 
 def _cell(value: Any) -> str:
@@ -121,43 +129,8 @@ def _cell(value: Any) -> str:
     return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"
 
 
-def _card(folder: Path, name: str, entry: dict[str, Any] | None, title: str) -> dict[str, Any]:
-    """What the index shows of one notebook: its page, state, cost, why it is not done, its numbers."""
-    entry = entry or {"status": "not run"}
-    ending = ".failed.html" if entry["status"] in ("failed", "interrupted") else ".html"
-    page = folder / "notebooks" / f"{name}{ending}"
-    cost = [f"{entry['seconds'] / 60:.1f} min"] if "seconds" in entry else []
-    cost += [f"{entry['peak_mib'] / 1024:.1f} GiB at most"] if entry.get("peak_mib") else []
-    results = files.read_json(folder / "results" / f"{name}.json")
-    results.pop("provenance", None)
-    return {
-        "title": title,
-        "page": page.name if page.is_file() else None,
-        "state": "stale" if "stale" in entry else entry["status"],
-        "cost": ", ".join(cost),
-        "why": entry.get("stale") or (entry.get("error") or {}).get("message"),
-        "numbers": [(key, _cell(value)) for key, value in _flat("", results)],
-    }
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """(name, value) of the single values of a results file; lists are left to the tables."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flat(f"{prefix} {key}".strip(), item)
-    elif value is not None and not isinstance(value, list):
-        yield prefix, value
-
-
-def _figures(folder: Path, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    owner = {path: name for name, entry in record["notebooks"].items() for path in entry.get("outputs", {})}
-    for path in sorted((folder / "figures").glob("*.png")):
-        name = owner.get(f"figures/{path.name}", "by hand, or from an unfinished notebook")
-        yield {"path": path, "owner": name, "data": path.with_suffix(".csv").is_file()}
-
-
 def unreadable(folder: Path) -> dict[str, list[str]]:
-    """Image set -> paths of the images that could not be decoded, from a run's embeddings and training cards."""
+    """Image set -> images that could not be decoded, as a run's embeddings and training cards name them."""
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, set[str]] = {}
@@ -168,20 +141,6 @@ def unreadable(folder: Path) -> dict[str, list[str]]:
     for path in sorted((folder / "checkpoints").glob("*/card.json")):
         found.setdefault("train", set()).update(files.read_json(path).get("unreadable", []))
     return {name: sorted(paths) for name, paths in sorted(found.items()) if paths}
-
-
-def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
-    made = record["provenance"]
-    versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
-    facts = {
-        "profile": record["profile"],
-        "changed values": json.dumps(record["changes"]) if record["changes"] else "none",
-        "commit": (made.get("commit") or "none") + (" with uncommitted changes" if made.get("dirty") else ""),
-        "seeds": record["parameters"]["seeds"],
-        **made.get("machine", {}),
-        "versions": versions,
-    }
-    return [(name, _join(value)) for name, value in facts.items()]
 
 
 def _join(value: Any) -> str:

@@ -1,13 +1,14 @@
-"""Papermill runs the series: notebook by notebook, each with a kernel and a limit; run.json says what became."""
+"""Papermill runs the series: each notebook with a kernel and a limit; run.json says what became of it."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,17 @@ def run_series(
         record = _open_record(folder, force) or store.new_record(name, profile, values, changes or {}, {})
         inputs = Inputs(values, series, package)
         try:
-            with ExitStack() as stack:
-                limit = 60 * (timeout or values.timeout_minutes)
-                job = _Job(folder, record, profile, changes or {}, values, limit, chosen, stack)
+            due = chosen if force else [n for n in chosen if inputs.reason(n, record, folder)]
+            if due:
+                fresh = store.new_record(name, profile, values, changes or {}, provenance.provenance())
+                record.update(fresh, notebooks=record["notebooks"], status="running")
+            limit = 60 * (timeout or values.timeout_minutes)
+            job = _Job(folder, record, profile, values, inputs, limit)
+            with surroundings(folder.parent, due):
                 for notebook in chosen:
                     reason = "--force" if force else inputs.reason(notebook, record, folder)
                     if reason:
-                        job.run(notebook, reason, inputs)
+                        job.run(notebook, reason)
                     else:
                         print(f"{notebook.name}: done already, nothing changed")
         finally:
@@ -116,26 +121,13 @@ class _Job:
     folder: Path
     record: dict[str, Any]
     profile: str
-    changes: dict[str, Any]
     values: Profile
+    inputs: Inputs
     limit: float
-    chosen: list[Notebook]
-    stack: ExitStack  # what must be undone when the series ends
-    facts: dict[str, Any] | None = None
 
-    def begin(self) -> None:
-        """Once a call, and only when something runs: facts for the record, an environment for the kernels."""
-        self.facts = provenance.provenance()
-        fresh = store.new_record(self.folder.name, self.profile, self.values, self.changes, self.facts)
-        self.record.update({key: fresh[key] for key in fresh if key != "notebooks"}, status="running")
-        modules = {name for notebook in self.chosen for name in notebook.imports()}
-        prepare(self.stack, self.folder.parent, modules)
-
-    def run(self, notebook: Notebook, reason: str, inputs: Inputs) -> None:
+    def run(self, notebook: Notebook, reason: str) -> None:
         """Execute one notebook; its status is done, failed or interrupted when this returns or raises."""
-        if self.facts is None:
-            self.begin()
-        entry, before = self._entry(notebook, reason, inputs)
+        entry, before = self._begin(notebook, reason)
         begun = time.monotonic()
         try:
             error, entry["peak_mib"] = self._execute(notebook, reason)
@@ -155,30 +147,32 @@ class _Job:
         if error:
             raise NotebookFailed(self._message(notebook, error))
 
-    def _entry(self, notebook: Notebook, reason: str, inputs: Inputs) -> tuple[dict[str, Any], state.Stats]:
+    def _begin(self, notebook: Notebook, reason: str) -> tuple[dict[str, Any], state.Stats]:
         """A notebook's part of run.json as it starts, and the files that are there before it."""
-        parts, before = inputs.of(notebook, self.record), state.snapshot(self.folder)
-        entry = self.record["notebooks"].setdefault(notebook.name, {})
-        if entry.get("status") == "running":  # cut off: what nobody owns must be its own
-            owned = {path for other in self.record["notebooks"].values() for path in other.get("outputs", {})}
+        notebooks, before = self.record["notebooks"], state.snapshot(self.folder)
+        old = notebooks.get(notebook.name, {})
+        if old.get("status") == "running":  # cut off: what nobody owns must be its own
+            owned = {path for entry in notebooks.values() for path in entry.get("outputs", {})}
             before = {path: stat for path, stat in before.items() if path in owned}
-        for key in ("error", "finished", "seconds", "peak_mib", "facts", "stale"):
-            entry.pop(key, None)
-        entry.update(status="running", reason=reason, started=now(), id=self.record["id"], inputs=parts)
-        entry.update(commit=self.facts["commit"], dirty=self.facts["dirty"], cells=len(notebook.code))
+        facts = self.record["provenance"]
+        entry = {key: old[key] for key in ("outputs", "interactive") if key in old}
+        entry |= {"status": "running", "reason": reason, "started": now(), "id": self.record["id"]}
+        entry |= {"inputs": self.inputs.of(notebook, self.record), "cells": len(notebook.code)}
+        notebooks[notebook.name] = entry | {"commit": facts["commit"], "dirty": facts["dirty"]}
         store.write_record(self.folder, self.record)
-        return entry, before
+        return notebooks[notebook.name], before
 
     def _execute(self, notebook: Notebook, reason: str) -> tuple[dict[str, Any] | None, int]:
         """Run it aside; rename the executed copy by its fate. Returns (error or None, peak memory in MiB)."""
         copies = self.folder / "notebooks"
         copies.mkdir(exist_ok=True)
         partial, failed = copies / f"{notebook.name}.partial.ipynb", copies / f"{notebook.name}.failed.ipynb"
-        parameters = {"profile": self.profile, "run": self.folder.name, "changes": self.changes}
+        parameters = {"profile": self.profile, "run": self.folder.name, "changes": self.record["changes"]}
         error: dict[str, Any] | None = {"kind": "KeyboardInterrupt"}
-        progress = Progress(notebook, self.values.expected_seconds(notebook.name), reason)
+        expected = self.values.expected_seconds(notebook.name)
+        progress = Progress(notebook.name, 1 + len(notebook.code), expected, reason)  # 1: injected
         try:
-            error = execute(notebook.path, partial, parameters, self.limit, progress.show)
+            error = execute(notebook.path, partial, parameters, self.limit, progress)
         finally:
             progress.close("failed" if error else "done")
             if error and partial.is_file():
@@ -208,38 +202,43 @@ def _mark_failed(partial: Path, failed: Path, error: dict[str, Any]) -> None:
     os.replace(partial, failed)
 
 
-def prepare(stack: ExitStack, outputs: Path, modules: Iterable[str]) -> None:
-    """Set up what kernels need, to be undone with the stack. Loads papermill: only when something runs."""
-    import logging
+@contextmanager
+def surroundings(outputs: Path, due: Iterable[Notebook]) -> Iterator[None]:
+    """What the kernels of these notebooks need. Where there is none, nothing heavy is imported."""
+    with ExitStack() as stack:
+        if due:
+            from . import kernel
 
-    from . import kernel
-
-    for name in ("papermill", "traitlets", "asyncio"):  # what they would say, the error says in one line
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    stack.enter_context(kernel.environment(outputs, modules))
+            for name in (
+                "papermill",
+                "traitlets",
+                "asyncio",
+            ):  # what they would say, the error says in a line
+                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+            modules = {module for notebook in due for module in notebook.imports()}
+            stack.enter_context(kernel.environment(outputs, modules))
+        yield
 
 
 def execute(
-    source: Path, output: Path, parameters: dict[str, Any], limit: float, show: Callable[[int, int], None]
+    source: Path, output: Path, parameters: dict[str, Any], limit: float, progress: Progress
 ) -> dict[str, Any] | None:
-    """Execute one notebook in the project's root with a wall-clock limit in seconds.
+    """Execute one notebook in the project's root, with a wall-clock limit in seconds.
 
-    None, or the error: kind, message, last lines, code cell (of how many) and its first line. show: told the
-    code cell at work and how many there are. Nothing that the notebook started is left running.
+    None, or the error: kind, message, last lines, code cell (of how many) and its first line. `progress` is
+    told the cell at work. Nothing that the notebook started is left running.
     """
     import papermill
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     from . import kernel
 
-    cells = papermill.iorw.load_notebook_node(str(source)).cells
-    at = {"cell": 0, "of": 1 + sum(cell.cell_type == "code" for cell in cells), "line": ""}  # 1: injected
-    deadline = time.monotonic() + limit
+    deadline, line = time.monotonic() + limit, ""
 
     def begin(cell: Any, **_: Any) -> None:
+        nonlocal line
         if cell.cell_type == "code" and cell.source.strip():
-            at.update(cell=at["cell"] + 1, line=_first_line(cell.source))
-            show(at["cell"], at["of"])
+            progress.cell, line = progress.cell + 1, _first_line(cell.source)
 
     try:
         notebook = papermill.execute_notebook(
@@ -249,13 +248,15 @@ def execute(
         )  # fmt: skip
         notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})  # of progress the last state
         papermill.iorw.write_ipynb(notebook, str(output))
+        return None
     except Exception as fault:
-        late = f"time-out after {limit / 60:.3g} minutes; give more with --timeout"
-        timed_out = type(fault).__name__ == "CellTimeoutError" and time.monotonic() >= deadline
-        return at | ({"kind": "TimeOut", "message": late} if timed_out else _told(fault))
+        error = {"cell": progress.cell, "of": progress.cells, "line": line} | _told(fault)
+        if error["kind"] == "CellTimeoutError" and time.monotonic() >= deadline:
+            message = f"time-out after {limit / 60:.3g} minutes; give more with --timeout"
+            error |= {"kind": "TimeOut", "message": message}
+        return error
     finally:
-        kernel.end_marked()
-    return None
+        kernel.end_marked(spared=kernel.SERVER._forkserver_pid)
 
 
 def _told(fault: Exception) -> dict[str, Any]:

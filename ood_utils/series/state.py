@@ -1,4 +1,4 @@
-"""What there is to run and what must run: a notebook is done when the runner says so and nothing has changed."""
+"""What there is to run and what must run: the runner says what is done, and a change undoes it."""
 
 from __future__ import annotations
 
