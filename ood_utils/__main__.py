@@ -44,13 +44,14 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     where = "name in notebooks/profiles or path (default: glyphs)"
     run.add_argument("--profile", default="glyphs", help=where)
     run.add_argument("--run", default="", help="folder below outputs/ (default: the profile's name)")
-    _add_changes(run)
     run.add_argument("--only", nargs="+", default=[], metavar="NB", help="only these, by number or name")
     run.add_argument("--force", action="store_true", help="run them even if they are done")
     run.add_argument("--timeout", type=float, metavar="MIN", help="wall-clock limit of one notebook, minutes")
     check = commands.add_parser("check", help="say what this machine has and what each profile needs")
     check.add_argument("--profile", help="one profile (default: all)")
-    _add_changes(check)
+    for command in (run, check):
+        several = {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE"}
+        command.add_argument("-p", help="change values of the profile", **several)
     commands.add_parser("list", help="list the notebooks, the profiles and the runs")
     report = commands.add_parser("report", help="write a run's report again")
     report.add_argument("--run", required=True, help="folder below outputs/")
@@ -62,12 +63,6 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         add_train_arguments(train)
     commands.add_parser("pretrain", help="train GlyphCLIP from scratch; see `ood pretrain --help`")
     return main
-
-
-def _add_changes(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "-p", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change values of the profile"
-    )
 
 
 def _run(options: argparse.Namespace) -> int:

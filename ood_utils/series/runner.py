@@ -7,8 +7,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,10 @@ def run_series(
     if str(profile) not in config.profile_names():
         profile = str(config.profile_file(profile))
     with state.sole_user(folder):
-        record = _open_record(folder, force) or store.new_record(name, profile, values, changes or {}, {})
+        record: dict[str, Any] = {}
+        with suppress(UserError) if force else nullcontext():  # what another version wrote
+            record = store.read_record(folder)
+        record = record or store.new_record(name, profile, values, changes or {}, {})
         inputs = Inputs(values, series, package)
         try:
             due = chosen if force else [n for n in chosen if inputs.reason(n, record, folder)]
@@ -81,15 +84,6 @@ def _check_needs(values: Profile, profile: str) -> None:
             ask = f"`python -m ood_utils check --profile {profile}` lists all that is needed"
             what = f"{need.fault.lower()}: {need.what}; {need.remedy}"
             raise UserError(f"profile {Path(profile).stem}: {what}; {ask}")
-
-
-def _open_record(folder: Path, force: bool) -> dict[str, Any]:
-    try:
-        return store.read_record(folder)
-    except UserError:
-        if not force:
-            raise
-        return {}
 
 
 def _finish(folder: Path, record: dict[str, Any], inputs: Inputs) -> None:
@@ -202,22 +196,15 @@ def _mark_failed(partial: Path, failed: Path, error: dict[str, Any]) -> None:
     os.replace(partial, failed)
 
 
-@contextmanager
-def surroundings(outputs: Path, due: Iterable[Notebook]) -> Iterator[None]:
+def surroundings(outputs: Path, due: Sequence[Notebook]) -> AbstractContextManager[None]:
     """What the kernels of these notebooks need. Where there is none, nothing heavy is imported."""
-    with ExitStack() as stack:
-        if due:
-            from . import kernel
+    if not due:
+        return nullcontext()
+    from . import kernel
 
-            for name in (
-                "papermill",
-                "traitlets",
-                "asyncio",
-            ):  # what they would say, the error says in a line
-                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-            modules = {module for notebook in due for module in notebook.imports()}
-            stack.enter_context(kernel.environment(outputs, modules))
-        yield
+    for name in ("papermill", "traitlets", "asyncio"):  # what they would say, the error says in a line
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    return kernel.environment(outputs, {module for notebook in due for module in notebook.imports()})
 
 
 def execute(
