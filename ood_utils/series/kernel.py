@@ -69,7 +69,7 @@ def environment(outputs: Path, modules: Iterable[str]) -> Iterator[None]:
                 forkserver.ensure_running()
             yield
         finally:
-            end_marked(SERVER._forkserver_pid)
+            end_marked()
             if SERVER._forkserver_pid:
                 os.kill(SERVER._forkserver_pid, signal.SIGKILL)  # it may still be importing
             SERVER._stop()
@@ -77,14 +77,15 @@ def environment(outputs: Path, modules: Iterable[str]) -> Iterator[None]:
             os.environ |= before
 
 
-def end_marked(spared: int | None = None) -> None:
-    """End every process with this series' token, whoever its parent is by now, but this one and `spared`."""
+def end_marked(but_server: bool = True) -> None:
+    """End every process with this series' token, whoever its parent is by now; not this one or the server."""
+    spared = (os.getpid(), SERVER._forkserver_pid if but_server else None)
     for _ in range(3):  # one may have been starting another
         marked = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):  # gone, or another user's
                 token = process.environ().get("OOD_TOKEN")
-                if token == os.environ["OOD_TOKEN"] and process.pid not in (os.getpid(), spared):
+                if token == os.environ["OOD_TOKEN"] and process.pid not in spared:
                     marked.append(process)
         if not marked:
             return
@@ -167,7 +168,7 @@ def _follow() -> None:
         runner = psutil.Process(int(os.environ["OOD_RUNNER_PID"]))
         while runner.status() != psutil.STATUS_ZOMBIE:
             time.sleep(1)
-    end_marked()
+    end_marked(but_server=False)
     os._exit(1)
 
 

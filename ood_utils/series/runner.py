@@ -243,7 +243,7 @@ def execute(
             error |= {"kind": "TimeOut", "message": message}
         return error
     finally:
-        kernel.end_marked(spared=kernel.SERVER._forkserver_pid)
+        kernel.end_marked()
 
 
 def _told(fault: Exception) -> dict[str, Any]:
