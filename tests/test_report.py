@@ -180,6 +180,13 @@ def test_it_is_written_again_only_when_something_changed(folder, pages):
     assert report.build(folder) and not report.build(folder)
 
 
+def test_a_run_used_by_hand_alone_has_a_report(tmp_path):
+    made = store.new_record("mine", "glyphs", config.Profile(), {}, {})
+    made["notebooks"]["01_first"] = {"status": "interactive"}
+    store.write_record(tmp_path, made)
+    assert report.build(tmp_path) and "interactive" in Page(tmp_path / "index.html").text
+
+
 def test_an_empty_folder_has_no_report(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         report.build(tmp_path)
