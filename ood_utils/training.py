@@ -434,8 +434,6 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as fault:  # torch and safetensors have their own errors
-        for part in folder.glob("*.part"):
-            part.unlink(missing_ok=True)
         raise UserError(
             f"cannot write the fine-tuning to {folder}: {fault}; free space or choose another folder and run "
             "again, the last whole state is kept"
