@@ -23,6 +23,8 @@ from ood_utils import config, data, models, processes, registry, sweep, training
 from ood_utils.config import Profile
 from ood_utils.errors import UserError
 
+torch.set_num_threads(1)  # as in the children: the same bits
+
 
 @pytest.fixture(scope="module")
 def lane(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
@@ -135,7 +137,7 @@ def test_a_group_of_processes_trains_what_one_trains(lane: dict[str, object], tm
     # Adam moves a weight whose gradient is rounding noise as far as any other: all are judged together
     moved = sum((ends[0][key] - start[key]).double().square().sum() for key in start)
     apart = sum((ends[0][key] - ends[1][key]).double().square().sum() for key in start)
-    assert apart.sqrt() < 0.05 * moved.sqrt()
+    assert apart.sqrt() < 0.1 * moved.sqrt()  # seen: 0.009
 
 
 # --- faults ---
