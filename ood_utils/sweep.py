@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -187,9 +188,11 @@ def _in_children(jobs: list[Job], profile: Profile, progress: bool) -> None:
 def _prepare(environment: dict[str, str]) -> None:
     """In a child: the parent's environment as it is now, its threads, and its end."""
     import torch
+    from tqdm import tqdm
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
     processes.end_with_parent()
+    tqdm.set_lock(threading.RLock())  # its own would be a semaphore that a killed child leaves behind
     os.environ.update(environment)
     if environment.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
@@ -226,7 +229,7 @@ def _own_error(failed: ChildFailedError) -> Exception:
 
 def _take_part(jobs: list[Job]) -> None:
     """In a process of a group that ``elastic_launch`` started."""
-    processes.end_with_parent()
+    _prepare({})
     with _group(jobs[0].profile):
         for job in jobs:
             job.run()

@@ -131,10 +131,8 @@ def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if recipe.decay_all or p.ndim > 1]
     plain = [p for p in trained if not (recipe.decay_all or p.ndim > 1)]
-    groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    decays = ((decayed, recipe.weight_decay), (plain, 0.0))
+    groups = [{"params": group, "weight_decay": decay} for group, decay in decays]
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=tuple(recipe.betas), fused=True)
 
 
@@ -204,9 +202,7 @@ class FineTuning:
         torch.manual_seed((recipe.seed * SEED_STRIDE + self.step) * self.world + self.rank)
         images = images.to(self.device, self.model.logit_scale.dtype, non_blocking=True)
         images = images.contiguous(memory_format=torch.channels_last)
-        distinct, inverse = labels.unique(
-            return_inverse=True
-        )  # on the CPU: a GPU would have to be waited for
+        distinct, inverse = labels.unique(return_inverse=True)  # on the CPU: a GPU would have to end first
         tokens, inverse = self.tokens[distinct].to(self.device), inverse.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         image, text, scale = self.towers(images, tokens, inverse)
@@ -233,9 +229,7 @@ class FineTuning:
         for (step, epoch, lr, seconds), values in self.waiting:
             row = values.tolist()
             if not math.isfinite(row[0]):
-                raise UserError(
-                    f"loss is not finite at step {step}; lower lr ({self.recipe.lr}) or use precision fp32"
-                )
+                raise UserError(f"loss is not finite at step {step}; lower lr or use precision fp32")
             self.rows.append([step, epoch, lr, *row, seconds])
         self.waiting = []
         if self.rank == 0:
@@ -314,8 +308,8 @@ def fine_tune(
     """Fine-tune both towers of ``model`` in place and return the per-step log.
 
     ``train``: images by key (see ``data.Study``), labels index ``class_texts`` (one prompted text a class).
-    ``folder`` gets model.safetensors, log.parquet and card.json; while unfinished also state.pt and its
-    weights, every ``save_every`` steps. Called again it resumes there with the same result to the bit, or, if
+    ``folder`` gets model.safetensors, log.parquet and card.json; while unfinished also state.pt,
+    written every ``save_every`` steps. Called again it resumes there with the same result to the bit, or, if
     finished, only loads. BatchNorm statistics stay frozen. In a ``torch.distributed`` group every rank calls
     it and rank 0 writes. An unreadable image is replaced by the next one and listed in the card.
 
@@ -350,9 +344,8 @@ def _check(train: ImageSet, class_texts: list[str], recipe: Recipe, device: str)
     """UserError for what cannot be trained."""
     world, images, name = objectives.world_size(), len(train.dataset), train.name
     if recipe.batch % world or recipe.batch < 2 * world:
-        raise UserError(
-            f"batch {recipe.batch} is not divided by {world} processes; choose a multiple of {world}"
-        )
+        fault = f"batch {recipe.batch} is not divided by {world} processes"
+        raise UserError(f"{fault}; choose a multiple of {world}, two images a process or more")
     if images < 2 * world:
         raise UserError(f"the training set {name!r} has {images} images; it needs at least {2 * world}")
     low, high = int(np.min(train.labels)), int(np.max(train.labels))
@@ -434,8 +427,6 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as fault:  # torch and safetensors have their own errors
-        for part in folder.glob("*.part"):
-            part.unlink(missing_ok=True)
         raise UserError(
             f"cannot write the fine-tuning to {folder}: {fault}; free space or choose another folder and run "
             "again, the last whole state is kept"

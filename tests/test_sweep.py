@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from ood_utils import config, data, models, processes, registry, sweep, training
 from ood_utils.config import Profile
 from ood_utils.errors import UserError
 
+torch.set_num_threads(1)  # as in the children: the same bits
+
 
 @pytest.fixture(scope="module")
 def lane(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
@@ -35,9 +38,9 @@ def lane(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     model, *_ = models.load("GlyphCLIP", "random")
     models.save(model, root / "start.safetensors", "GlyphCLIP")
     return {
-        "data": "folder", "data_root": str(root / "id"), "ood_roots": {"noise": str(root / "ood")}, "batch": 4,
-        "pretrained": str(root / "start.safetensors"), "steps": 3, "warmup": 1, "parallel": 1, "device": "cpu",
-        "seeds": [0], "lams": [0.1],
+        "data": "folder", "data_root": str(root / "id"), "ood_roots": {"noise": str(root / "ood")},
+        "pretrained": str(root / "start.safetensors"), "device": "cpu", "parallel": 1,
+        "steps": 3, "batch": 4, "warmup": 1, "seeds": [0], "lams": [0.1],
     }  # fmt: skip
 
 
@@ -131,10 +134,10 @@ def test_a_group_of_processes_trains_what_one_trains(lane: dict[str, object], tm
     assert [card["processes"] for card in found] == [1, 2] and found[0]["identity"] == found[1]["identity"]
     np.testing.assert_allclose(*logs, rtol=1e-3, atol=1e-4)
     start = load_file(str(lane["pretrained"]))
-    # Adam moves a weight whose gradient is rounding noise as far as any other: all weights are judged together
+    # Adam moves a weight whose gradient is rounding noise as far as any other: all are judged together
     moved = sum((ends[0][key] - start[key]).double().square().sum() for key in start)
     apart = sum((ends[0][key] - ends[1][key]).double().square().sum() for key in start)
-    assert apart.sqrt() < 0.05 * moved.sqrt()
+    assert apart.sqrt() < 0.1 * moved.sqrt()  # seen: 0.009
 
 
 # --- faults ---
@@ -167,70 +170,70 @@ def test_a_mistake_that_can_be_seen_here_starts_no_child(lane: dict[str, object]
 
 def at_work(folder: Path, steps: int = 10) -> int:
     """Wait until the training in a folder has made some steps; the process that makes them."""
-    deadline = time.time() + 120
+    progress, deadline = folder / "progress.json", time.time() + 120
     while time.time() < deadline:
-        facts = (
-            json.loads((folder / "progress.json").read_text()) if (folder / "progress.json").exists() else {}
-        )
-        if facts.get("step", 0) >= steps:
+        facts = json.loads(progress.read_text()) if progress.exists() else {"step": 0}
+        if facts["step"] >= steps:
             return facts["pid"]
         time.sleep(0.01)
     raise TimeoutError(folder)
 
 
-ENDLESS = """
+@pytest.mark.slow
+def test_ctrl_c_ends_the_children_and_the_next_call_resumes(lane: dict[str, object], tmp_path: Path) -> None:
+    def interrupt() -> None:
+        below.extend(at_work(folder) for folder in places)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    profile = config.make_profile(lane | {"steps": 60, "lams": [0, 0.1], "parallel": 2}, "test")
+    places, below = [tmp_path / f"checkpoints/lam{lam}_seed0" for lam in ("0", "0.1")], []
+    killer = threading.Thread(target=interrupt)
+    killer.start()
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(profile, tmp_path, save_every=5)
+    killer.join()
+    assert len(set(below)) == 2 and not any(psutil.pid_exists(pid) for pid in below)
+    states = [torch.load(place / "state.pt", weights_only=True)["step"] for place in places]
+    assert min(states) >= 5
+    whole = carry_out(profile, tmp_path / "whole")
+    resumed = carry_out(profile, tmp_path)
+    weights = [[card["weights"] for card in cards(planned, at)] for planned, at in
+               ((whole, tmp_path / "whole"), (resumed, tmp_path))]  # fmt: skip
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_killed_child_is_named(lane: dict[str, object], tmp_path: Path) -> None:
+    place = tmp_path / "checkpoints/lam0.1_seed0"
+    killer = threading.Thread(target=lambda: os.kill(at_work(place), signal.SIGKILL))
+    killer.start()
+    with pytest.raises(RuntimeError, match="died .*while training lam0.1_seed0; run again"):
+        carry_out(config.make_profile(lane | {"steps": 100_000}, "test"), tmp_path)
+    killer.join()
+
+
+SCRIPT = """
+from pathlib import Path
 from ood_utils import config, sweep
 profile = config.make_profile({values!r}, "test")
-sweep.carry_out(sweep.plan(profile), profile, __import__("pathlib").Path({folder!r}), progress=False, save_every=5)
+sweep.carry_out(sweep.plan(profile), profile, Path({folder!r}), progress=False)
 """
 
 
-def endless(lane: dict[str, object], folder: Path, **changes: object) -> subprocess.Popen:
-    """A script without ``if __name__ == "__main__"`` that trains for hours."""
-    values = lane | {"steps": 100_000, "lams": [0, 0.1], "parallel": 2} | changes
-    (folder / "script.py").write_text(ENDLESS.format(values=values, folder=str(folder)))
-    return subprocess.Popen(
-        [sys.executable, str(folder / "script.py")],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(config.PACKAGE.parent), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "signalled, count", [("ctrl-c", 1), ("kill", 1), pytest.param("kill", 2, marks=pytest.mark.distributed)]
-)
-def test_children_end_with_the_parent_and_the_next_call_resumes(
-    lane: dict[str, object], tmp_path: Path, signalled: str, count: int
-) -> None:
-    """Ctrl-C in a terminal reaches every process of the group; kill -9 only the parent."""
-    parent = endless(lane, tmp_path, processes=count)
-    at_work(tmp_path / "checkpoints/lam0_seed0")
+@pytest.mark.distributed
+def test_nothing_outlives_a_killed_parent(lane: dict[str, object], tmp_path: Path) -> None:
+    """A script without ``if __name__ == "__main__"`` trains with two processes and is killed with -9."""
+    values = lane | {"steps": 100_000, "processes": 2}
+    (tmp_path / "script.py").write_text(SCRIPT.format(values=values, folder=str(tmp_path)))
+    environment = os.environ | {"PYTHONPATH": str(config.PACKAGE.parent), "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], env=environment)
+    at_work(tmp_path / "checkpoints/lam0.1_seed0")
     below = psutil.Process(parent.pid).children(recursive=True)
-    assert len(below) >= 3
-    if signalled == "kill":
-        parent.kill()
-    else:
-        os.killpg(parent.pid, signal.SIGINT)
-    said = parent.communicate()[1]
-    assert signalled == "kill" or said.strip().splitlines()[-1] == "KeyboardInterrupt"
+    assert len(below) >= 4  # the fork server, its child, two processes of the group
+    parent.kill()
+    parent.wait()
     assert psutil.wait_procs(below, timeout=20)[1] == []
-    state = torch.load(tmp_path / "checkpoints/lam0_seed0/state.pt", weights_only=True)
-    assert state["step"] >= 5
-    again = endless(lane, tmp_path, processes=count)
-    assert at_work(tmp_path / "checkpoints/lam0_seed0", state["step"] + 1)
-    again.kill()
-    again.communicate()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.distributed)])
-def test_a_killed_child_is_named(lane: dict[str, object], tmp_path: Path, count: int) -> None:
-    parent = endless(lane, tmp_path, processes=count, parallel=1)
-    os.kill(at_work(tmp_path / "checkpoints/lam0_seed0"), signal.SIGKILL)
-    said = parent.communicate(timeout=60)[1].strip().splitlines()[-1]
-    assert said.startswith("RuntimeError") and "died" in said
-    assert ("lam0_seed0" in said) if count == 1 else ("SIGKILL" in said)
 
 
 def test_a_child_sees_the_environment_of_the_call_and_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +243,7 @@ def test_a_child_sees_the_environment_of_the_call_and_has_one_thread(monkeypatch
     try:
         sweep._prepare({"OOD_TEST": "here", **sweep.ONE_THREAD})
         assert os.environ["OOD_TEST"] == "here" and torch.get_num_threads() == 1
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # Ctrl-C in a terminal reaches every process
     finally:
         torch.set_num_threads(threads)
         signal.signal(signal.SIGINT, handler)
@@ -251,7 +255,7 @@ def test_a_child_sees_the_environment_of_the_call_and_has_one_thread(monkeypatch
 
 
 def test_the_readme_s_commands_train_what_notebook_02_looks_for() -> None:
-    """Folder and recipe of both torchrun commands are those of the plan, so that 02 finds its training done."""
+    """Folder and recipe of both torchrun commands are those of the plan: 02 finds its training done."""
     readme = (Path(__file__).parents[1] / "README.md").read_text().replace("\\\n", " ")
     commands = [shlex.split(line) for line in readme.splitlines() if line.startswith(".venv/bin/torchrun")]
     assert len(commands) == 2
@@ -282,19 +286,15 @@ def test_what_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 TORCHRUN = """
 import argparse, sys
 from ood_utils import sweep
-from ood_utils.errors import UserError
 parser = argparse.ArgumentParser()
 sweep.add_train_arguments(parser)
-try:
-    sys.exit(sweep.train_command(parser.parse_args()))
-except UserError as mistake:
-    sys.exit(f"ood: {mistake}")
+sys.exit(sweep.train_command(parser.parse_args()))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_torchrun_trains_and_says_what_is_wrong_in_one_line(lane: dict[str, object], tmp_path: Path) -> None:
+def test_torchrun_trains(lane: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TORCHRUN)
     (tmp_path / "p.yaml").write_text(json.dumps(lane))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -310,18 +310,22 @@ def test_torchrun_trains_and_says_what_is_wrong_in_one_line(lane: dict[str, obje
     assert subprocess.run(command, **how).returncode == 0
     card = json.loads((tmp_path / "a/card.json").read_text())
     assert card["processes"] == 2 and training.finished(tmp_path / "a", card["identity"])
-    failed = subprocess.run([*command, "-p", "batch=5"], **how)
-    assert failed.returncode and "ood: batch 5 is not divided by 2 processes" in failed.stderr
 
 
 # --- processes ---
 
 
 def test_ending_children_takes_what_is_below_them_and_what_does_not_listen() -> None:
-    deaf = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-    deaf += "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); print(1, flush=True); time.sleep(60)"
+    deaf = """if True:
+        import signal, subprocess, sys, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        print(1, flush=True)
+        time.sleep(60)
+    """
     child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
     assert child.stdout.read(1) == b"1"
-    below = psutil.Process(child.pid).children()
+    (below,) = psutil.Process(child.pid).children()
     processes.end_children([child.pid, 2**22 + 1], patience=0.5)
-    assert len(below) == 1 and child.wait(5) == -signal.SIGKILL and psutil.wait_procs(below, 5)[1] == []
+    assert not psutil.pid_exists(child.pid)
+    assert not below.is_running() or below.status() == psutil.STATUS_ZOMBIE  # until somebody reads its status

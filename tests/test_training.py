@@ -357,7 +357,7 @@ def test_a_full_disk_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="No space left.*free space"):
         tuned(tmp_path / "a", Recipe(**SHORT), save_every=2)
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["progress.json", "state.pt"]
-    monkeypatch.setattr(models, "save", lambda *_: full({"step": 4}, tmp_path / "a/model.safetensors.part"))
+    monkeypatch.setattr(models, "save_file", lambda _, path, **__: full({"step": 4}, path))
     with pytest.raises(UserError, match="No space left.*free space"):
         tuned(tmp_path / "a", Recipe(**SHORT))
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["progress.json", "state.pt"]
