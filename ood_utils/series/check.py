@@ -99,7 +99,7 @@ def room(profile: Profile) -> dict[str, float]:
     import open_clip
     import torch
 
-    from .. import models, training
+    from .. import models, sweep
 
     try:
         with torch.device("meta"):  # sizes without the memory
@@ -109,7 +109,7 @@ def room(profile: Profile) -> dict[str, float]:
         raise UserError(f"model {profile.model!r} cannot be built here: {reason}") from None
     width = open_clip.get_model_config(profile.model)["embed_dim"]
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**30
-    count = training.plan(profile, profile.lam).query("method != 'zero-shot'").tag.nunique()
+    count = sweep.plan(profile, profile.lam).query("method != 'zero-shot'").tag.nunique()
     at_once = 1 if profile.processes > 1 or profile.device == "cuda" else max(1, profile.parallel)
     words = profile.corpus_words or (7_000 if profile.corpus == "names" else 71_000)
     rows = words + registry.find("data/lanes", profile.data).count(profile)
