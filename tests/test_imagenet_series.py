@@ -12,7 +12,8 @@ import mini_imagenet
 import pandas as pd
 import pytest
 
-from ood_utils import config, data, models, negatives, training
+from ood_utils import config, data, models, training
+from ood_utils.data.lanes.imagenet import SETS
 from ood_utils.series import report
 
 pytestmark = [pytest.mark.series, pytest.mark.timeout(900)]
@@ -37,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     profile = config.load_profile("imagenet", changes)
     study, (model, _, tokenizer) = data.load(profile), models.load("GlyphCLIP", "builtin")
     texts = [profile.prompt.format(name) for name in study.class_names]
-    recipe = training.Recipe(lam=0, steps=80, batch=24, lr=1e-3, warmup=5, seed=9)
+    recipe = config.Recipe(lam=0, steps=80, batch=24, lr=1e-3, warmup=5, seed=9)
     training.fine_tune(model, tokenizer, study.train, texts, recipe, root / "start", progress=False)
     changes |= {"pretrained": str(root / "start" / "model.safetensors")}
     values = [f"{n}={v if isinstance(v, str) else json.dumps(v)}" for n, v in changes.items()]
@@ -55,7 +56,7 @@ def test_the_four_notebooks_are_done_on_every_set_of_the_paper(folder: Path) -> 
     record = json.loads((folder / "run.json").read_text())
     assert {n: e["status"] for n, e in record["notebooks"].items()} == dict.fromkeys(NAMES, "done")
     board = pd.read_parquet(folder / "tables" / "leaderboard.parquet")
-    tests = {name for name, (group, *_) in data.IMAGENET_SETS.items() if group != "validation"}
+    tests = {name for name, (group, *_) in SETS.items() if group != "validation"}
     assert tests < set(board.set) and "val_openimage_o" not in set(board.set)
     assert set(board.method) == {"zero-shot", "FLYP", "CMA"} and board.auroc.between(0, 1).all()
     found = json.loads((folder / "results" / "02_train_aligned.json").read_text())
@@ -74,18 +75,15 @@ def test_the_paper_s_numbers_stand_beside_ours_and_never_for_ours(folder: Path) 
 
 
 def test_negatives_are_cma_s_split_without_id_names_and_say_whence(folder: Path) -> None:
-    mined = negatives.NegativeList.load(folder / "results" / "negatives.json")
+    mined = pd.read_parquet(folder / "tables" / "negatives.parquet")
     qualities = set(mini_imagenet.QUALITIES.split())
-    assert [word in qualities for word in mined.words] == [True] * 6 + [False] * 5
-    assert not set(mined.words) & {
-        "goldfish",
-        "man-eater",
-        "tench",
-    }  # the second is a synonym from WordNet alone
-    assert mined.prompts[0] == f"This is a {mined.words[0]} photo" and mined.prompts[-1].startswith(
-        "The nice "
-    )
-    assert mined.provenance["source"].endswith("/dict") and len(mined.provenance["embeddings_sha256"]) == 64
+    assert [word in qualities for word in mined.word] == [True] * 6 + [False] * 5
+    assert not set(mined.word) & {"goldfish", "man-eater", "tench"}  # the second is WordNet's synonym
+    assert mined.prompt[0] == f"This is a {mined.word[0]} photo"
+    assert mined.prompt[10] == f"The nice {mined.word[10]}"
+    record = json.loads((folder / "run.json").read_text())
+    facts = record["notebooks"]["04_ood_detection"]["facts"]["negatives"]
+    assert facts["source"].endswith("/dict") and len(facts["embeddings_sha256"]) == 64 == len(facts["sha256"])
 
 
 def test_unreadable_images_are_counted_and_named_in_the_report(folder: Path) -> None:

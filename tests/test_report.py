@@ -79,12 +79,12 @@ def folder(tmp_path):
     made["status"] = "failed"
     store.write_record(folder, made)
     for name in ("headline.png", "gap_axis.png", "by_hand.png"):
-        files.atomic_write(begun.path("figures", name), b"png")
-    files.atomic_write(begun.path("figures", "gap_axis.csv"), "x\n1\n")
+        files.atomic_write(begun.folder / "figures" / name, b"png")
+    files.atomic_write(begun.folder / "figures" / "gap_axis.csv", "x\n1\n")
     begun.save_html("globe", "<p>globe</p>")
     rows = "method,score,fpr95_id,n\nFLYP,MCM,0.31234,300\nCMA,NegLabel,0.0123456,300\n"
-    files.atomic_write(begun.path("tables", "headline.csv"), rows)
-    files.atomic_write(begun.path("tables", "long.csv"), "x\n" + "1\n" * 100)
+    files.atomic_write(begun.folder / "tables" / "headline.csv", rows)
+    files.atomic_write(begun.folder / "tables" / "long.csv", "x\n" + "1\n" * 100)
     begun.save_results({"gap": 0.8312345, "accuracy": {"id": 0.66}} | {f"n{i}": i for i in range(20)})
     (folder / "notebooks").mkdir()
     executed(folder / "notebooks" / "01_first.ipynb")
