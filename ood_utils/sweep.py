@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .config import Profile, Recipe
     from .data import ImageSet, Study
 
-PRELOAD = ("torch", "torch._dynamo", "torchvision", "open_clip", "pandas", "pyarrow.parquet", "psutil")
+PRELOAD = ("torch", "open_clip", "pandas", "pyarrow.parquet")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 

@@ -1,5 +1,6 @@
-"""Small stand-ins shared by the tests of objectives, training and embeddings: a CLIP of a few thousand weights,
-a tokenizer of one token a letter, and images that are a function of their key.
+"""Small stand-ins shared by the tests of objectives, training and embeddings.
+
+A CLIP of a few thousand weights, a tokenizer of one token a letter, images that are a function of their key.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ TEXTS = ["a b", "a cd", "an efg", "xy", "the nice h", "q"]
 
 
 def two_processes(worker: Callable[[int, str], None], folder: str) -> None:
-    """Run worker(rank, folder) in two processes of one gloo group, one thread each; raises what a worker raises."""
+    """Run worker(rank, folder) in two processes of one gloo group, of one thread; raises what one raises."""
     how = "fork" if sys.platform == "linux" else "spawn"  # forked children need not import torch again
     torch.multiprocessing.start_processes(_joined, (worker, folder), nprocs=2, start_method=how)
 
