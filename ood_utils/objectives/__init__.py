@@ -17,7 +17,7 @@ from ..errors import UserError
 
 
 class Batch(NamedTuple):
-    """What an objective sees. ``image``, ``text`` (B, d): unit rows, row k of one matching row k of the other.
+    """What an objective sees. ``image``, ``text`` (B, d): unit rows, row k of one matches row k of the other.
 
     ``scale`` = 1 / temperature (not its logarithm); ``lam`` is the objective's own weight. What it draws must
     be a function of (``seed``, ``step``).
