@@ -1,7 +1,6 @@
-"""Checked arrays: what every formula asks of its inputs, in one place.
+"""Checked arrays: what every formula asks of its inputs, numpy arrays, torch tensors of any device or lists.
 
-Inputs are numpy arrays, torch tensors (of any device) or lists. A fault is one ``UserError`` naming the
-array, what is wrong with it, and the remedy.
+A fault is one ``UserError`` naming the array, what is wrong with it, and the remedy.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ def vector(values: Any, name: str) -> np.ndarray:
 def unit_rows(**arrays: Any) -> list[np.ndarray]:
     """The arrays, each (n, d) and of unit rows within 0.005, rescaled to exact unit rows in float64.
 
-    Raises UserError naming the array that is empty, not a table, not of unit rows (NaN included), or of
-    another width than the first.
+    Raises UserError for an array that is empty, no table, of no unit rows (NaN), or not as wide as the first.
     """
     rows = {name: _numbers(values, name, 2).astype(np.float64, copy=False) for name, values in arrays.items()}
     lengths = {name: np.linalg.norm(table, axis=1) for name, table in rows.items()}
@@ -48,10 +46,9 @@ def unit_tensors(**arrays: Any) -> list[torch.Tensor]:
     for name, values in arrays.items():
         if not isinstance(values, torch.Tensor):
             values = torch.from_numpy(np.require(values, requirements="CW"))  # W: torch warns otherwise
-        rows[name] = values.detach()
-        if rows[name].dtype not in (torch.float32, torch.float64):
-            rows[name] = rows[name].float()
-        _check_shape(rows[name].shape, name, 2)
+        values = values.detach()
+        rows[name] = values if values.dtype in (torch.float32, torch.float64) else values.float()
+        _check_shape(values.shape, name, 2)
     lengths = {name: torch.linalg.vector_norm(table, dim=1).cpu().numpy() for name, table in rows.items()}
     _check_units(rows, lengths)
     return list(rows.values())
@@ -79,15 +76,13 @@ def _check_shape(shape: tuple[int, ...], name: str, dimensions: int) -> None:
 
 
 def _check_units(rows: Mapping[str, Any], lengths: Mapping[str, np.ndarray]) -> None:
-    first = next(iter(rows))
+    first, width = next((name, table.shape[1]) for name, table in rows.items())
     for name, table in rows.items():
         off = np.nan_to_num(np.abs(lengths[name] - 1), nan=np.inf)
         worst = int(off.argmax())
         if off[worst] > UNIT_TOLERANCE:
-            raise UserError(
-                f"{name} must hold rows of length 1 (within {UNIT_TOLERANCE}), but row {worst} has length "
-                f"{lengths[name][worst]:.4g}; divide each row by its length first."
-            )
-        if table.shape[1] != rows[first].shape[1]:
-            widths = f"{name} is {table.shape[1]} wide but {first} is {rows[first].shape[1]}"
-            raise UserError(f"{widths}; embed both with one and the same model.")
+            found = f"row {worst} has length {lengths[name][worst]:.4g}; divide each row by its length first"
+            raise UserError(f"{name} must hold rows of length 1 (within {UNIT_TOLERANCE}), but {found}.")
+        if table.shape[1] != width:
+            found = f"{name} is {table.shape[1]} wide but {first} is {width}"
+            raise UserError(f"{found}; embed both with one and the same model.")

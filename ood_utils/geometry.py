@@ -1,19 +1,18 @@
 """The modality gap in numbers: how far apart images and texts lie, and what becomes of that.
 
-Every function takes numpy arrays of unit rows (embeddings) and returns floats, dicts or DataFrames.
-Rows are accepted when their length is 1 to within 0.005 (half-precision features), then rescaled to
-length 1 in float64, so that cosine and distance agree exactly: ||a - b||^2 = 2 - 2 a.b.
-
-Names used throughout: ``images`` (n, d); ``matched`` (n, d), row k being the text of image k;
-``class_text`` (K, d), one text per class; ``labels`` (n,) indices into ``class_text``.
+Rows of length 1 to within 0.005 (half-precision features) are rescaled to length 1 in float64, so that cosine
+and distance agree exactly: ||a - b||^2 = 2 - 2 a.b. Names used throughout: ``images`` (n, d); ``matched``
+(n, d), row k the text of image k; ``class_text`` (K, d), one per class; ``labels`` (n,), indices into it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
+from scipy.special import logsumexp
 
 from .arrays import unit_rows
 from .errors import UserError
@@ -21,18 +20,13 @@ from .errors import UserError
 CHUNK = 1024  # rows of a similarity matrix held at once
 
 
-def _pairs(images: np.ndarray, matched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit images and matched texts, checked to be as many."""
+def _pairs(images: np.ndarray, matched: np.ndarray) -> list[np.ndarray]:
     if len(images) != len(matched):
         raise UserError(f"matched has {len(matched)} rows for {len(images)} images; give one text per image.")
-    images, matched = unit_rows(images=images, matched=matched)
-    return images, matched
+    return unit_rows(images=images, matched=matched)
 
 
-def _classified(
-    images: np.ndarray, labels: np.ndarray, class_text: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit images and class texts, and labels checked to be one class per image."""
+def _classified(images: np.ndarray, labels: np.ndarray, class_text: np.ndarray) -> tuple[np.ndarray, ...]:
     images, class_text = unit_rows(images=images, class_text=class_text)
     labels = np.asarray(labels, dtype=np.int64)
     if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= len(class_text):
@@ -57,40 +51,32 @@ def centroid_gap(images: np.ndarray, texts: np.ndarray) -> float:
     return float(np.linalg.norm(images.mean(0) - texts.mean(0)))
 
 
-def instance_gap(images: np.ndarray, matched: np.ndarray) -> float:
-    """Mean distance ||i - t_y|| of matched pairs, in [0, 2] (Schrodi et al. 2025, "L2I")."""
-    images, matched = _pairs(images, matched)
-    return float(np.linalg.norm(images - matched, axis=1).mean())
-
-
-def _mean_cosine(rows: np.ndarray) -> float:
-    """Mean cosine of distinct pairs of unit rows, without the n x n matrix: (||sum||^2 - n) / (n (n - 1))."""
-    n = len(rows)
-    return float((np.square(rows.sum(0)).sum() - n) / (n * (n - 1))) if n > 1 else 1.0
-
-
 def relative_modality_gap(
     images: np.ndarray, matched_texts: np.ndarray, class_texts: np.ndarray | None = None
 ) -> float:
     """Relative modality gap a / (a + (b_I + b_T) / 2) of Schrodi et al. (ICLR 2025), in (0, 1).
 
-    a = mean (1 - cos)/2 of matched pairs, b_I and b_T the same over distinct pairs of images and of
-    texts. 0.5 = a matched pair is as far apart as two random items of one modality; above = a gap.
-    ``class_texts`` (K, d) replaces ``matched_texts`` in b_T: give it when matched texts repeat.
+    a = mean (1 - cos)/2 of matched pairs, b_I and b_T the same over distinct pairs of images and of texts.
+    0.5 = a matched pair is as far apart as two random items of one modality; above = a gap. ``class_texts``
+    (K, d) replaces ``matched_texts`` in b_T: give it when matched texts repeat.
     """
+
+    def mean_cosine(rows: np.ndarray) -> float:
+        n = len(rows)  # (||sum||^2 - n) / (n (n - 1)): distinct pairs, without the n x n matrix
+        return float((np.square(rows.sum(0)).sum() - n) / (n * (n - 1))) if n > 1 else 1.0
+
     images, matched = _pairs(images, matched_texts)
     texts = matched if class_texts is None else unit_rows(images=images, class_texts=class_texts)[1]
     a = (1 - (images * matched).sum(1).mean()) / 2
-    b = (1 - (_mean_cosine(images) + _mean_cosine(texts)) / 2) / 2
+    b = (1 - (mean_cosine(images) + mean_cosine(texts)) / 2) / 2
     return float(a / max(a + b, 1e-12))
 
 
 def per_class_gap(images: np.ndarray, labels: np.ndarray, class_text: np.ndarray) -> pd.DataFrame:
     """The gap of each class, g_c = mean image of c - text of c.
 
-    Columns: class (index into ``class_text``), n (images), gap = ||g_c||, cosine = cos(g_c, g) where g
-    is the mean over images of i - t_y: 1 = the gap is one direction shared by all classes. Classes
-    without images are left out.
+    Columns: class (index into ``class_text``), n (images), gap = ||g_c||, cosine = cos(g_c, g) where g is the
+    mean over images of i - t_y: 1 = one direction shared by all classes. Classes without images are left out.
     """
     images, labels, class_text = _classified(images, labels, class_text)
     counts = np.bincount(labels, minlength=len(class_text))
@@ -104,11 +90,11 @@ def per_class_gap(images: np.ndarray, labels: np.ndarray, class_text: np.ndarray
     return pd.DataFrame({"class": present, "n": counts[present], "gap": norms, "cosine": cosine})
 
 
-def linear_separability(images: np.ndarray, texts: np.ndarray, seed: int = 0, limit: int = 5000) -> float:
+def linear_separability(images: np.ndarray, texts: np.ndarray) -> float:
     """Balanced accuracy, on a held-out 20 %, of a logistic regression that tells images from texts.
 
-    1 = a hyperplane parts the modalities, 0.5 = it cannot (Shi et al. 2023; Fahim et al. 2024). Give
-    each text once: a text in both halves would leak. At most ``limit`` rows of either are used.
+    1 = a hyperplane parts the modalities, 0.5 = it cannot (Shi et al. 2023; Fahim et al. 2024). Give each
+    text once: a text in both halves would leak. At most 5,000 random rows of either are used.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
@@ -118,13 +104,11 @@ def linear_separability(images: np.ndarray, texts: np.ndarray, seed: int = 0, li
 
     images, texts = unit_rows(images=images, texts=texts)
     if min(len(images), len(texts)) < 5:
-        raise UserError(
-            "linear_separability needs at least 5 images and 5 texts to hold 20 % out; give more."
-        )
-    rng = np.random.default_rng(seed)
-    groups = [rows[rng.permutation(len(rows))[:limit]] for rows in (images, texts)]
+        raise UserError("linear_separability holds 20 % out: give at least 5 images and 5 texts.")
+    rng = np.random.default_rng(0)
+    groups = [rows[rng.permutation(len(rows))[:5000]] for rows in (images, texts)]
     x, y = np.concatenate(groups), np.repeat([0, 1], [len(rows) for rows in groups])
-    x, x_out, y, y_out = train_test_split(x, y, test_size=0.2, stratify=y, random_state=seed)
+    x, x_out, y, y_out = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     return float(balanced_accuracy_score(y_out, model.fit(x, y).predict(x_out)))
 
@@ -135,26 +119,22 @@ def alignment(images: np.ndarray, matched: np.ndarray) -> float:
     return float(np.square(images - matched).sum(1).mean())
 
 
-def uniformity(
-    a: np.ndarray, b: np.ndarray | None = None, t: float = 2.0, skip: np.ndarray | None = None
-) -> float:
-    """log mean exp(-t ||a - b||^2), at most 0; LOWER = more evenly spread (Wang and Isola 2020).
+def uniformity(a: np.ndarray, b: np.ndarray | None = None, skip: np.ndarray | None = None) -> float:
+    """log mean exp(-2 ||a - b||^2), at most 0; LOWER = more evenly spread (Wang and Isola 2020, t = 2).
 
-    Over distinct pairs of ``a`` when ``b`` is None, else over all pairs of a row of ``a`` and a row of
-    ``b``; ``skip`` (len(a),) then names the one row of ``b`` left out for each row of ``a`` (its match).
-    Streamed in chunks: the n x m matrix is never held. Raises UserError where no pair is left.
+    Over distinct pairs of ``a`` when ``b`` is None, else over all pairs of a row of ``a`` and a row of ``b``;
+    ``skip`` (len(a),) then names the one row of ``b`` left out for each row of ``a`` (its match). The n x m
+    matrix is never held whole. Raises UserError where no pair is left.
     """
     if b is None:
         skip = np.arange(len(a))
     left, right = (rows.astype(np.float32) for rows in unit_rows(a=a, b=a if b is None else b))
     pairs = len(left) * (len(right) - (skip is not None))
-    if t <= 0 or pairs == 0:
-        raise UserError(
-            "uniformity needs t > 0 and at least two rows to compare; check t and the arrays' lengths."
-        )
+    if pairs == 0:
+        raise UserError("uniformity needs at least two rows to compare; give more.")
     total = 0.0
     for start in range(0, len(left), CHUNK):
-        kernel = np.exp(2 * t * (left[start : start + CHUNK] @ right.T - 1))
+        kernel = np.exp(4 * (left[start : start + CHUNK] @ right.T - 1))
         if skip is not None:
             kernel[np.arange(len(kernel)), skip[start : start + CHUNK]] = 0
         total += kernel.sum(dtype=np.float64)
@@ -190,35 +170,30 @@ def margins(
 def gap_decomposition(images: np.ndarray, matched: np.ndarray) -> dict[str, float]:
     """The exact identity E||i - t||^2 = ||mean i - mean t||^2 + E||(i - mean i) - (t - mean t)||^2.
 
-    Keys: total (= alignment), centroid (the part one shift removes), residual (what is left of each
-    pair after the shift), centroid_share = centroid / total.
+    Keys: total (= alignment), centroid (the part one shift removes), residual (what is left of each pair
+    after the shift), centroid_share = centroid / total.
     """
     images, matched = _pairs(images, matched)
-    shift = images.mean(0) - matched.mean(0)
-    difference = images - matched
+    shift, difference = images.mean(0) - matched.mean(0), images - matched
     total, centroid = np.square(difference).sum(1).mean(), np.square(shift).sum()
     residual = np.square(difference - shift).sum(1).mean()
-    return {
-        "total": float(total), "centroid": float(centroid), "residual": float(residual),
-        "centroid_share": float(centroid / max(total, 1e-12)),
-    }  # fmt: skip
+    found = {"total": total, "centroid": centroid, "residual": residual}
+    found["centroid_share"] = centroid / max(total, 1e-12)
+    return {name: float(value) for name, value in found.items()}
 
 
 def contrastive_loss(
     images: np.ndarray, matched: np.ndarray, labels: np.ndarray, scale: float, batch: int
 ) -> float:
     """Mean symmetric CLIP loss (nats) over consecutive batches; pairs of one label are no negatives."""
-    from scipy.special import logsumexp
-
     losses = []
     for start in range(0, len(images), batch):
         rows = slice(start, start + batch)
         logits = scale * images[rows] @ matched[rows].T
-        same = labels[rows, None] == labels[None, rows]
-        positive = logits.diagonal().copy()
+        same = labels[rows, None] == labels[rows]
+        np.fill_diagonal(same, False)
         logits[same] = -np.inf
-        np.fill_diagonal(logits, positive)
-        losses.append((logsumexp(logits, axis=0) + logsumexp(logits, axis=1)) / 2 - positive)
+        losses.append((logsumexp(logits, axis=0) + logsumexp(logits, axis=1)) / 2 - logits.diagonal())
     return float(np.concatenate(losses).mean())
 
 
@@ -230,68 +205,65 @@ def gap_shift(
     fractions: Sequence[float],
     *,
     scale: float = 100.0,
-    batch: int = 128,
-    seed: int = 0,
-    score: Callable[[Callable, Callable], float | Mapping[str, float]] | None = None,
+    score: Callable[[Callable, Callable], float] | None = None,
 ) -> pd.DataFrame:
     """Move images and texts towards each other and see what the model loses (Liang et al. 2022, 4.2).
 
-    i' = norm(i - f/2 g), t' = norm(t + f/2 g), g = mean image - mean text: fraction f = 0 is the model,
-    1 closes the gap (but for the rescaling), f < 0 widens it. ``texts`` (n, d) are matched texts.
+    i' = norm(i - f/2 g), t' = norm(t + f/2 g), g = mean image - mean text: fraction f = 0 is the model, 1
+    closes the gap (but for the rescaling), f < 0 widens it. ``texts`` (n, d) are matched texts.
     ``score(move_images, move_texts)`` gets the two movements, which take any (m, d) unit rows, OoD images
-    too, and returns an AUROC (column ``auroc``) or a dict of columns. Columns: fraction, gap (signed along
-    g: below 0 = the modalities have passed each other), centroid_gap, loss (at ``scale``, in shuffled
-    batches), accuracy (zero-shot, [0, 1]).
+    too, and returns an AUROC (column ``auroc``). Other columns: fraction, gap (signed along g: below 0 = the
+    modalities have passed each other), centroid_gap, loss (at ``scale``, in shuffled batches of 128),
+    accuracy (zero-shot, [0, 1]).
     """
     images, texts = _pairs(images, texts)
     _, labels, class_text = _classified(images, labels, class_text)
     gap = images.mean(0) - texts.mean(0)
     direction = gap / max(np.linalg.norm(gap), 1e-12)
-    order = np.random.default_rng(seed).permutation(len(images))
+    order = np.random.default_rng(0).permutation(len(images))
+
+    def moved(x: np.ndarray, step: float) -> np.ndarray:
+        return _normalise(np.asarray(x, dtype=np.float64) + step * gap)
+
     rows = []
     for fraction in fractions:
-
-        def move_images(x: np.ndarray, step: float = fraction / 2) -> np.ndarray:
-            return _normalise(np.asarray(x, dtype=np.float64) - step * gap)
-
-        def move_texts(x: np.ndarray, step: float = fraction / 2) -> np.ndarray:
-            return _normalise(np.asarray(x, dtype=np.float64) + step * gap)
-
+        move_images, move_texts = (partial(moved, step=sign * fraction / 2) for sign in (-1, 1))
         i, t = move_images(images), move_texts(texts)
         difference = i.mean(0) - t.mean(0)
         row = {
             "fraction": float(fraction),
             "gap": float(difference @ direction),
             "centroid_gap": float(np.linalg.norm(difference)),
-            "loss": contrastive_loss(i[order], t[order], labels[order], scale, batch),
+            "loss": contrastive_loss(i[order], t[order], labels[order], scale, 128),
             "accuracy": float(((i @ move_texts(class_text).T).argmax(1) == labels).mean()),
         }
-        extra = score(move_images, move_texts) if score else {}
-        rows.append(row | (dict(extra) if isinstance(extra, Mapping) else {"auroc": float(extra)}))
+        if score:
+            row["auroc"] = float(score(move_images, move_texts))
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 def mean_subtraction(images: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Images and texts, each with its own mean removed, rescaled to unit rows.
 
-    Removes the centroid part of ``gap_decomposition`` (but for the rescaling) and leaves the paired
-    residual: compare ``alignment``, RMG or ``linear_separability`` before and after to see which part
-    mattered. (Separability may then fall below 0.5: the means contain the held-out rows, so that the
-    training rows' means lie on the other side. Read it as "not separable".)
+    Removes the centroid part of ``gap_decomposition`` (but for the rescaling): compare ``alignment``, RMG or
+    ``linear_separability`` before and after to see which part mattered. (Separability may then fall below
+    0.5, to be read as "not separable": the means contain the held-out rows, so the training rows' means lie
+    on the other side.)
     """
     images, texts = unit_rows(images=images, texts=texts)
     return _normalise(images - images.mean(0)), _normalise(texts - texts.mean(0))
 
 
 def pair_cosines(
-    images: np.ndarray, labels: np.ndarray, class_text: np.ndarray, pairs: int = 100_000, seed: int = 0
+    images: np.ndarray, labels: np.ndarray, class_text: np.ndarray, pairs: int = 100_000
 ) -> dict[str, np.ndarray]:
     """Cosines of four families of pairs: image-image, text-text, matched, mismatched (image and wrong text).
 
     At most ``pairs`` random distinct pairs of each family; matched has every image once.
     """
     images, labels, class_text = _classified(images, labels, class_text)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
         first, step = rng.integers(0, n, pairs), rng.integers(1, max(n, 2), pairs)
@@ -309,18 +281,15 @@ def pair_cosines(
 
 
 def summary(
-    images: np.ndarray,
-    labels: np.ndarray,
-    class_text: np.ndarray,
-    negatives: np.ndarray | None = None,
-    seed: int = 0,
+    images: np.ndarray, labels: np.ndarray, class_text: np.ndarray, negatives: np.ndarray | None = None
 ) -> dict[str, float]:
     """Every scalar of this module for one model: one row of a table like the CMA paper's Table 4.
 
-    ``uni_*`` carry the paper's positive sign, -uniformity: LARGER = more spread. uni_images, uni_texts
-    (class texts), uni_cross (image, wrong class text), uni_matched (image, own text), uni_all (images
-    and class texts pooled). ``align_id`` as ``alignment`` (lower = closer). The centroid gap, as the
-    decomposition, compares images with their matched texts (equal to the class texts for balanced classes).
+    ``uni_*`` carry the paper's positive sign, -uniformity: LARGER = more spread. uni_images, uni_texts (class
+    texts), uni_cross (image, wrong class text), uni_matched (image, own text), uni_all (images and class
+    texts pooled). ``align_id`` as ``alignment`` (lower = closer). The centroid gap, as the decomposition,
+    compares images with their matched texts (equal to the class texts for balanced classes); instance_gap is
+    the mean distance of an image and its text, in [0, 2] (Schrodi et al. 2025, "L2I").
     """
     images, labels, class_text = _classified(images, labels, class_text)
     matched = class_text[labels]
@@ -336,7 +305,7 @@ def summary(
         **margins(images, labels, class_text, negatives),
         "centroid_gap": float(np.sqrt(parts["centroid"])),
         "centroid_share": parts["centroid_share"],
-        "instance_gap": instance_gap(images, matched),
+        "instance_gap": float(np.linalg.norm(images - matched, axis=1).mean()),
         "rmg": relative_modality_gap(images, matched, class_text),
-        "separability": linear_separability(images, class_text, seed),
+        "separability": linear_separability(images, class_text),
     }

@@ -1,13 +1,9 @@
 """How well one number per image tells in-distribution (ID) from out-of-distribution (OoD) images.
 
-Scores are float64 and a HIGHER score means MORE in-distribution; every metric is a fraction in [0, 1].
-
-FPR95 has two meanings in this field, and both are always computed:
-``fpr95_id``  ID is the positive class: share of OoD images accepted when at least 95 % of ID images are
-              accepted (MCM, NegLabel, CMA);
-``fpr95_ood`` OoD is the positive class: share of ID images rejected when at least 95 % of OoD images are
-              rejected (OpenOOD, pytorch-ood).
-The bootstrap is stratified (ID and OoD images are drawn apart, with replacement) and exact on ties.
+Scores are float64 and a HIGHER score means MORE in-distribution; every metric is a fraction in [0, 1]. FPR95
+has two meanings in this field, and both are always computed. ``fpr95_id``: share of OoD images accepted when
+at least 95 % of ID images are (ID is positive: MCM, NegLabel, CMA). ``fpr95_ood``: share of ID images
+rejected when at least 95 % of OoD images are (OoD is positive: OpenOOD, pytorch-ood).
 """
 
 from __future__ import annotations
@@ -68,9 +64,9 @@ class Difference(NamedTuple):
 def ood_metrics(id_scores: Any, ood_scores: Any) -> OodMetrics:
     """AUROC, AUPR and both FPR95s of two 1-D arrays (or tensors) of scores; higher = more ID.
 
-    Ties count one half in AUROC (mid-ranks, scikit-learn). The threshold of an FPR95 is the k-th largest
-    score of the positive class, k = ceil(0.95 n): recall is never below 95 %; a score on the threshold is
-    accepted. Raises UserError for an empty array, a wrong shape, NaN or infinity.
+    Ties count one half in AUROC. The threshold of an FPR95 is the k-th largest score of the positive class,
+    k = ceil(0.95 n): recall is never below 95 %; a score on the threshold is accepted.
+    Raises UserError for an empty array, a wrong shape, NaN or infinity.
     """
     inside, outside, scores, is_id = _both(id_scores, ood_scores)
     return OodMetrics(
@@ -108,16 +104,15 @@ def compat_fpr95(id_scores: Any, ood_scores: Any, variant: Literal["mcm", "openo
 
 
 def bootstrap(id_scores: Any, ood_scores: Any, n: int = 1000, seed: int = 0) -> dict[str, Interval]:
-    """95 % percentile intervals of the five metrics, by a stratified bootstrap over images.
+    """95 % percentile intervals of the five metrics from ``bootstrap_draws``; errors as ``ood_metrics``.
 
     ``ood_scores`` is one array, or a mapping set name -> array: then the intervals are those of the mean over
-    the sets, which share the ID resample. An interval speaks of the test images only, not of training noise.
-    Where a metric sits on its bound (FPR95 = 0) it is degenerate, as for every percentile bootstrap.
-    Raises UserError as ``ood_metrics``.
+    the sets. An interval speaks of the test images only, not of training noise. Where a metric sits on its
+    bound (FPR95 = 0) it is degenerate, as for every percentile bootstrap.
     """
-    draws = _mean_over_sets(bootstrap_draws(id_scores, ood_scores, n, seed))[0]
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    return {name: Interval(*pair) for name, *pair in zip(METRICS, low.tolist(), high.tolist(), strict=True)}
+    draws = np.mean([*bootstrap_draws(id_scores, ood_scores, n, seed).values()], axis=0)
+    limits = np.quantile(draws[0], [0.025, 0.975], axis=0).T.tolist()
+    return {name: Interval(*pair) for name, pair in zip(METRICS, limits, strict=True)}
 
 
 def paired_bootstrap(
@@ -125,51 +120,46 @@ def paired_bootstrap(
 ) -> dict[str, Difference]:
     """Method a minus method b per metric, both scored on the SAME images in the same order.
 
-    ``ood_a``/``ood_b`` are arrays, or mappings set name -> array (then: difference of the means over the
-    sets). Each draw takes the same images for both, so what both find hard cancels. A negative difference of
-    an FPR95, or a positive one of AUROC/AUPR, says that a is better. Errors as ``ood_metrics``; other sets.
+    ``ood_a``, ``ood_b``: as in ``bootstrap``. Each draw takes the same images for both, so what both find
+    hard cancels. A negative difference of an FPR95, or a positive one of AUROC/AUPR, says that a is better.
+    Raises UserError as ``ood_metrics`` and for unequal sets or numbers of images.
     """
     sets_a, sets_b = _as_sets(ood_a), _as_sets(ood_b)
     if set(sets_a) != set(sets_b):
         raise UserError(f"ood_a has {sorted(sets_a)} but ood_b {sorted(sets_b)}; give both the same sets.")
     inside = _stack(id_a, id_b, "id")
     outside = {name: _stack(sets_a[name], sets_b[name], name) for name in sets_a}
-    points = _mean_over_sets({name: _points(inside, scores) for name, scores in outside.items()})
-    draws = _mean_over_sets(bootstrap_draws(inside, outside, n, seed))
-    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975], axis=0)
-    each = zip(METRICS, (points[0] - points[1]).tolist(), low.tolist(), high.tolist(), strict=True)
-    return {name: Difference(*values) for name, *values in each}
+    points = np.mean([_points(inside, scores) for scores in outside.values()], axis=0)
+    draws = np.mean([*bootstrap_draws(inside, outside, n, seed).values()], axis=0)
+    limits = np.quantile(draws[0] - draws[1], [0.025, 0.975], axis=0)
+    rows = np.stack([points[0] - points[1], *limits], axis=1).tolist()
+    return {name: Difference(*row) for name, row in zip(METRICS, rows, strict=True)}
 
 
 def bootstrap_draws(id_scores: Any, ood_scores: Any, n: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
     """Every draw of every metric: set name -> (M, n, 5) float64, the last axis in the order of ``METRICS``.
 
     ``id_scores`` is (n_id,) or (M, n_id): M scorings of the same images; ``ood_scores`` the same shape per
-    set, one array (the set "ood") or a mapping. Draw b takes the same images for all M scorings, and the same
-    ID images for all sets, so any difference or mean of the results is a paired or shared bootstrap. The
-    draws of a set depend on ``seed``, its name and its size alone. Raises UserError as ``ood_metrics``.
+    set, one array (the set "ood") or a mapping. ID and OoD images are drawn apart, with replacement: draw b
+    takes the same images for all M scorings, and the same ID images for all sets, so any difference or mean
+    of the results is a paired or shared bootstrap, exact on ties. The draws of a set depend on ``seed``, its
+    name and its size alone. Raises UserError as ``ood_metrics``.
     """
     if n < 1:
         raise UserError(f"n is {n}, but a bootstrap needs at least one draw; give a number such as 1000.")
     inside = _rows(id_scores, "id_scores")
     outside = {name: _rows(scores, f"ood_scores[{name!r}]") for name, scores in _as_sets(ood_scores).items()}
     if wrong := [name for name, scores in outside.items() if len(scores) != len(inside)]:
-        raise UserError(
-            f"{wrong[0]!r} holds not {len(inside)} scorings as the ID set; score every set alike."
-        )
+        raise UserError(f"{wrong[0]!r} has not {len(inside)} scorings as the ID set; score every set alike.")
     sorted_id = [_Distinct(scores) for scores in inside]
-    pairs = {
-        name: [_Pair(i, _Distinct(o)) for i, o in zip(sorted_id, s, strict=True)]
-        for name, s in outside.items()
-    }
     largest = max(scores.shape[1] for scores in (inside, *outside.values()))
     step = min(n, max(1, _ELEMENTS // largest))
-    id_counts = _counts(inside.shape[1], n, step, (seed, 0))
-    ood_counts = {
-        name: _counts(s.shape[1], n, step, (seed, zlib.crc32(name.encode()))) for name, s in outside.items()
-    }
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in outside}
-    for id_part in id_counts:
+    pairs, ood_counts, parts = {}, {}, {}
+    for name, scores in outside.items():
+        pairs[name] = [_Pair(i, _Distinct(o)) for i, o in zip(sorted_id, scores, strict=True)]
+        ood_counts[name] = _counts(scores.shape[1], n, step, (seed, zlib.crc32(name.encode())))
+        parts[name] = []
+    for id_part in _counts(inside.shape[1], n, step, (seed, 0)):
         cumulated = [scoring.cumulate(id_part) for scoring in sorted_id]  # once, for all sets
         for name, generator in ood_counts.items():
             ood_part = next(generator)
@@ -249,11 +239,7 @@ def _fpr95(positive: np.ndarray, negative: np.ndarray) -> float:
 
 def _points(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
     """Metrics of M scorings, (M, 5)."""
-    return np.array([[*ood_metrics(i, o).values().values()] for i, o in zip(inside, outside, strict=True)])
-
-
-def _mean_over_sets(by_set: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.mean(list(by_set.values()), axis=0)
+    return np.array([[*ood_metrics(*both).values().values()] for both in zip(inside, outside, strict=True)])
 
 
 def _as_sets(scores: Any) -> Mapping[str, Any]:

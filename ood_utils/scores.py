@@ -1,10 +1,8 @@
 """From cosines to one number per image; a HIGHER score means MORE in-distribution (ID).
 
-``c_k = i . t_k`` is the cosine of image i and the text of ID class k (both unit length). Every function takes
-numpy arrays or torch tensors and returns a numpy float64 array (n,), because at temperature 1 all MCM scores
-of 1,000 classes lie between 0.00108 and 0.00136 and fp16 would leave a few hundred distinct ones.
-
-The temperature divides the cosines: 1 is the raw cosine (MCM's convention), 0.01 is CLIP's logit scale, 100.
+``c_k`` is the cosine of an image and the text of ID class k. The temperature divides it: 1 is the raw cosine
+(MCM's convention), 0.01 is CLIP's logit scale, 100. Arrays or tensors go in, numpy float64 (n,) comes out:
+at temperature 1 all MCM scores of 1,000 classes lie between 0.00108 and 0.00136, too close for fp16.
 """
 
 from __future__ import annotations
@@ -20,18 +18,15 @@ from torch.nn.functional import logsigmoid
 from .arrays import table, unit_tensors
 from .errors import UserError
 
-_ELEMENTS = (
-    2**24
-)  # cosines held at a time (64 MB in float32): smaller blocks make threads wait for each other
+_ELEMENTS = 2**24  # cosines held at a time (64 MB in float32): of smaller blocks threads wait for each other
 _EXACT_BELOW = 2**34  # multiplications up to which float64 products cost under a second; then they are taken
 
 
 def cosines(images: Any, texts: Any) -> np.ndarray:
     """``images`` (n, d) and ``texts`` (K, d), unit rows -> (n, K) float64, the input of the scores below.
 
-    Multiplied in blocks of images on their device, in float64 while n K d <= 2^34 or if the images are
-    float64, else in float32 (right to 1e-6). Raises UserError for empty inputs, different widths and rows
-    that are not unit length.
+    Multiplied on the images' device, in float64 while n K d <= 2^34 or if the images are float64, else in
+    float32 (right to 1e-6). Raises UserError for empty inputs, different widths and rows not of unit length.
     """
     rows, texts = unit_tensors(images=images, texts=texts)
     texts = texts.to(rows.device, _product_type(rows, len(texts)))
@@ -49,10 +44,7 @@ def mcm(cosines: Any, temperature: float = 1.0) -> np.ndarray:
 
 
 def msp(cosines: Any, temperature: float = 0.01) -> np.ndarray:
-    """Maximum softmax probability of the logits c / temperature: MCM at CLIP's logit scale; (n, K) -> (n,).
-
-    Source: Hendrycks & Gimpel 2017; formula and errors as ``mcm``.
-    """
+    """Maximum softmax probability (Hendrycks & Gimpel 2017), ``mcm`` at CLIP's scale; (n, K) -> (n,)."""
     return mcm(cosines, temperature)
 
 
@@ -71,40 +63,29 @@ def energy(cosines: Any, temperature: float = 0.01) -> np.ndarray:
 
 
 def neglabel(
-    image_embeddings: Any,
-    id_text: Any,
-    negative_text: Any,
-    temperature: float = 0.01,
-    groups: int = 1,
-    seed: int = 0,
+    image_embeddings: Any, id_text: Any, negative_text: Any, temperature: float = 0.01, groups: int = 1
 ) -> np.ndarray:
     """NegLabel as log-odds: softmax mass on ID texts against that on negative texts; (n,) float64, unbounded.
 
     With P = log sum_k exp(c_k / T) over the K ID texts and N_g the same over the negative texts of group g,
     the paper scores S = mean_g sigmoid(P - N_g), which saturates at 1. Returned is its exact logit, log S -
-    log(1 - S): the same order of images, no saturation. For one group it is P - N. ``neglabel_probability``
-    gives S back.
+    log(1 - S): the same order of images; for one group (CMA's choice) it is P - N.
 
-    ``image_embeddings`` (n, d), ``id_text`` (K, d), ``negative_text`` (M, d): unit rows, arrays or tensors
-    (computed on the images' device). With ``groups`` > 1 the last M mod groups negatives are dropped, the
-    rest permuted by a CPU generator of its own seeded with ``seed`` and cut into equal groups, as in the
-    official code (whose permutation is drawn by the GPU's generator and so differs). Images are streamed:
-    beyond the inputs memory is one block of 64 MB (float64: 128 MB) and a few copies of the texts.
-
-    Products are float64 while n (K + M) d <= 2^34 or if the images are float64 (right to 1e-9), else float32:
-    then the log-odds are right to 2e-6 + 1e-6 / T, so to 1e-4 at T = 0.01 (seen: 6e-6).
-    Source: Jiang et al. 2024 (arXiv 2403.20078), section 3; ``groups`` = 1 is what CMA uses.
-    Raises UserError for empty inputs, different widths, rows that are not unit length within 0.005 (or NaN),
-    a temperature that is not positive, and groups outside [1, M].
+    ``image_embeddings`` (n, d), ``id_text`` (K, d), ``negative_text`` (M, d): unit rows, computed on the
+    images' device in blocks of 64 MB (float64: 128 MB). With ``groups`` > 1 the last M mod groups negatives
+    are dropped, the rest permuted (always alike) and cut into equal groups; the official code's permutation
+    is the GPU generator's and so differs. Products are float64 while n (K + M) d <= 2^34 or if the images are
+    float64 (log-odds right to 1e-9), else float32: right to 2e-6 + 1e-6 / T, seen 6e-6 at T = 0.01.
+    Source: Jiang et al. 2024 (arXiv 2403.20078), section 3. Raises UserError for inputs that ``cosines``
+    refuses, a temperature that is not positive, and groups outside [1, M].
     """
-    images, texts, negatives = unit_tensors(
-        image_embeddings=image_embeddings, id_text=id_text, negative_text=negative_text
-    )
+    named = {"image_embeddings": image_embeddings, "id_text": id_text, "negative_text": negative_text}
+    images, texts, negatives = unit_tensors(**named)
     if not 1 <= groups <= len(negatives):
         raise UserError(f"groups is {groups}; choose from 1 to {len(negatives)}, the number of negatives.")
     if groups > 1:
         kept = len(negatives) - len(negatives) % groups
-        order = torch.randperm(kept, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(kept, generator=torch.Generator().manual_seed(0))
         negatives = negatives[order.to(negatives.device)]
     both = torch.cat([rows.to(images.device).double() for rows in (texts, negatives)])
     dtype = _product_type(images, len(both))

@@ -1,8 +1,7 @@
 """Pictures of embeddings on the globe S2, and what each picture gets wrong.
 
-Every projection takes ``points``, a mapping from group name ("images", "texts", "OoD images", ...) to
-an (n, d) array of unit rows, projects all groups together and returns a ``Globe``. No projection of
-many dimensions onto three keeps everything: ``gap_latitude`` keeps one angle exactly, the others keep
+Every projection takes ``points``, a mapping from group name ("images", "texts", ...) to (n, d) unit rows, and
+projects all groups together. None keeps everything: ``gap_latitude`` keeps one angle exactly, the others keep
 neighbours at best. ``picture_error`` measures what a picture says against the truth.
 """
 
@@ -38,7 +37,6 @@ class Globe:
 
 
 def _stack(points: Mapping[str, np.ndarray]) -> np.ndarray:
-    """All groups as one (N, d) float64 array of unit rows, in the mapping's order."""
     return np.concatenate(unit_rows(**points))
 
 
@@ -59,13 +57,11 @@ def principal_axes(x: np.ndarray, k: int) -> np.ndarray:
 def gap_latitude(points: Mapping[str, np.ndarray], pole: np.ndarray | None = None) -> Globe:
     """Latitude = the exact angle to ``pole``; longitude illustrates the rest.
 
-    ``pole`` (d,) defaults to the gap direction, mean of points["images"] minus mean of points["texts"],
-    so that sin(latitude) = cosine to the gap direction and the centroid gap along it is drawn exactly.
-    With a class text or the mean ID text as pole, latitude is 90 degrees minus the angle a cosine score
-    looks at, and a threshold on that score is a parallel. Longitude is the direction in the plane of the
-    first two principal components of what is left after the pole's component and the mean are removed:
-    it has meaning only within one picture. ``facts["longitude_share"]`` = share of that rest's variance
-    which those two components hold.
+    ``pole`` (d,) defaults to the gap direction, mean of points["images"] minus mean of points["texts"]: the
+    centroid gap along it is drawn exactly. With a class text as pole, latitude is 90 degrees minus the angle
+    a cosine score looks at, and a threshold on that score is a parallel. Longitude means something within one
+    picture only: the direction in the plane of the first two principal components of what is left without the
+    pole's component and the mean; ``facts["longitude_share"]`` = share of that rest's variance they hold.
     """
     stacked = _stack(points)
     if pole is None:
@@ -95,13 +91,7 @@ def pca_sphere(points: Mapping[str, np.ndarray]) -> Globe:
     return _globe("PCA", xyz, points, facts={"explained": float(np.square(xyz).sum() / len(stacked))})
 
 
-def umap_sphere(
-    points: Mapping[str, np.ndarray],
-    neighbours: int = 15,
-    min_dist: float = 0.1,
-    seed: int = 0,
-    epochs: int | None = None,
-) -> Globe:
+def umap_sphere(points: Mapping[str, np.ndarray], neighbours: int = 15) -> Globe:
     """UMAP with cosine input and haversine output (umap-learn), all groups fitted together.
 
     Its two coordinates are an unbounded colatitude and longitude: they are put on the sphere by sin and
@@ -113,9 +103,8 @@ def umap_sphere(
     if neighbours >= len(stacked):
         raise UserError(f"neighbours is {neighbours} but there are {len(stacked)} points; lower it.")
     model = umap.UMAP(
-        n_neighbors=neighbours, min_dist=min_dist, metric="cosine", output_metric="haversine",
-        random_state=seed, n_jobs=1, n_epochs=epochs,
-    )  # fmt: skip
+        n_neighbors=neighbours, metric="cosine", output_metric="haversine", random_state=0, n_jobs=1
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a seed means one thread: known and wanted
         colatitude, longitude = model.fit_transform(stacked.astype(np.float32)).T.astype(np.float64)
@@ -124,25 +113,24 @@ def umap_sphere(
     return _globe("UMAP", xyz, points)
 
 
-def sinkhorn(kernel: np.ndarray, tolerance: float = 1e-3, limit: int = 1000) -> np.ndarray:
-    """The doubly stochastic r_i K_ij c_j of a positive (N, N) kernel K (Sinkhorn-Knopp)."""
+def sinkhorn(kernel: np.ndarray) -> np.ndarray:
+    """The doubly stochastic (to 0.1 %) r_i K_ij c_j of a positive (N, N) kernel K (Sinkhorn-Knopp)."""
     r = np.ones(len(kernel))
-    for _ in range(limit):
+    for _ in range(1000):
         c = 1 / (kernel.T @ r)
         sums = kernel @ c
-        if np.abs(r * sums - 1).max() < tolerance:
+        if np.abs(r * sums - 1).max() < 1e-3:
             break
         r = 1 / sums
     return r[:, None] * kernel * c[None, :]
 
 
-def dosnes_affinities(x: np.ndarray, bandwidth: float = 1.0) -> np.ndarray:
+def dosnes_affinities(x: np.ndarray, bandwidth: float) -> np.ndarray:
     """(N, N) symmetric affinities summing to 1: every point has the same total (Lu et al. 2016, section 3).
 
     Gaussian kernel exp(-||x_i - x_j||^2 / (2 bandwidth^2)), made doubly stochastic, its diagonal removed.
     """
-    kernel = np.exp((x @ x.T - 1) / bandwidth**2)  # unit rows: ||x - y||^2 = 2 - 2 x.y
-    p = sinkhorn(kernel)
+    p = sinkhorn(np.exp((x @ x.T - 1) / bandwidth**2))  # unit rows: ||x - y||^2 = 2 - 2 x.y
     np.fill_diagonal(p, 0)
     p = (p + p.T) / 2
     return np.maximum(p / p.sum(), 1e-12)
@@ -166,25 +154,18 @@ def _on_sphere(y: np.ndarray) -> np.ndarray:
 
 
 def dosnes(
-    points: Mapping[str, np.ndarray],
-    bandwidth: float = 0.4,
-    iterations: int = 300,
-    seed: int = 0,
-    start: np.ndarray | None = None,
+    points: Mapping[str, np.ndarray], bandwidth: float = 0.4, iterations: int = 300, seed: int = 0
 ) -> Globe:
     """Doubly stochastic neighbour embedding on a sphere (Lu et al. 2016); memory and time grow with N^2.
 
     Gradient descent with momentum on KL(P || Q); after each step the points are centred and put at their
     mean radius. A step that raises the cost is taken back and retried shorter (in place of the published
-    delta-bar-delta gains, under which the cost oscillates): ``history`` of the result, the cost in nats
-    after every iteration (at most ``iterations``), never rises. ``start`` (N, 3) replaces the seeded random
-    start. Shows that there is a gap and exaggerates it (anchors 5.2); not distance-preserving.
+    delta-bar-delta gains, under which the cost oscillates): ``history`` of the result, the cost in nats after
+    every iteration, never rises. Shows that there is a gap and exaggerates it (anchors 5.2); not
+    distance-preserving.
     """
-    stacked = _stack(points)
-    p = dosnes_affinities(stacked, bandwidth)
-    if start is None:
-        start = np.random.default_rng(seed).normal(scale=1e-2, size=(len(p), 3))
-    y = _on_sphere(np.asarray(start, float))
+    p = dosnes_affinities(_stack(points), bandwidth)
+    y = _on_sphere(np.random.default_rng(seed).normal(scale=1e-2, size=(len(p), 3)))
     (cost, gradient), velocity, rate = _dosnes_cost(y, p), np.zeros_like(y), 0.1 * len(p)
     history = [cost]
     for _ in range(iterations):
@@ -202,45 +183,38 @@ def dosnes(
 
 
 def picture_error(
-    globe: Globe,
-    points: Mapping[str, np.ndarray],
-    labels: np.ndarray | None = None,
-    images: str = "images",
-    texts: str = "texts",
-    neighbours: int = 10,
-    limit: int = 1500,
-    seed: int = 0,
+    globe: Globe, points: Mapping[str, np.ndarray], labels: np.ndarray | None = None
 ) -> dict[str, float]:
     """What the picture says against what is so, to be printed in the picture.
 
-    Keys: gap_true, gap_drawn (centroid gap of ``images`` and ``texts``, in space and on the drawn sphere);
+    Keys: gap_true, gap_drawn (centroid gap of the groups "images" and "texts", in space and as drawn);
     pair_true, pair_drawn (mean cosine of matched pairs; image k matches texts[labels[k]], or row k without
     labels); rank (Spearman correlation of true and drawn cosines over random pairs of all points, 1 = order
-    kept); overlap (share of the true ``neighbours`` nearest that are so in the picture) and trustworthiness
-    (scikit-learn, 1 = no false neighbour), both on at most ``limit`` random points.
+    kept); overlap (share of the true ten nearest neighbours that are so in the picture) and trustworthiness
+    (scikit-learn, 1 = no false neighbour), both on at most 1,500 random points.
     """
     from scipy.stats import spearmanr
     from sklearn.manifold import trustworthiness
     from sklearn.neighbors import NearestNeighbors
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     true, drawn = _stack(points), np.concatenate([globe.xyz[name] for name in points])
     groups = dict(zip(points, unit_rows(**points), strict=True))
-    match = np.arange(len(groups[images])) if labels is None else np.asarray(labels)
-    if len(match) != len(groups[images]) or match.max() >= len(groups[texts]):
+    match = np.arange(len(groups["images"])) if labels is None else np.asarray(labels)
+    if len(match) != len(groups["images"]) or match.max() >= len(groups["texts"]):
         raise UserError("picture_error needs labels, one index into the texts per image; pass them.")
     result = {}
     for name, rows in (("true", groups), ("drawn", globe.xyz)):
-        result[f"gap_{name}"] = float(np.linalg.norm(rows[images].mean(0) - rows[texts].mean(0)))
-        result[f"pair_{name}"] = float((rows[images] * rows[texts][match]).sum(1).mean())
+        images, texts = rows["images"], rows["texts"]
+        result[f"gap_{name}"] = float(np.linalg.norm(images.mean(0) - texts.mean(0)))
+        result[f"pair_{name}"] = float((images * texts[match]).sum(1).mean())
     i, j = rng.integers(0, len(true), (2, 20_000))
     i, j = i[i != j], j[i != j]
     result["rank"] = float(spearmanr((true[i] * true[j]).sum(1), (drawn[i] * drawn[j]).sum(1)).statistic)
-    some = rng.permutation(len(true))[:limit]
-    k = min(neighbours, (len(some) - 1) // 2)
-    near = [
-        NearestNeighbors(n_neighbors=k).fit(x[some]).kneighbors(return_distance=False) for x in (true, drawn)
-    ]
-    result["overlap"] = float(np.mean([len(set(a) & set(b)) / k for a, b in zip(*near, strict=True)]))
+    some = rng.permutation(len(true))[:1500]
+    k = min(10, (len(some) - 1) // 2)
+    finders = [NearestNeighbors(n_neighbors=k).fit(x[some]) for x in (true, drawn)]
+    near = zip(*(finder.kneighbors(return_distance=False) for finder in finders), strict=True)
+    result["overlap"] = float(np.mean([len(set(a) & set(b)) / k for a, b in near]))
     result["trustworthiness"] = float(trustworthiness(true[some], drawn[some], n_neighbors=k))
     return result

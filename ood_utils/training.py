@@ -139,8 +139,8 @@ def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def _loss(
     recipe: Recipe, step: int, image: Tensor, text: Tensor, scale: Tensor, labels: Tensor
 ) -> objectives.Parts:
-    return objectives.find(recipe.objective).parts(
-        image, text, scale,
+    return objectives.parts(
+        recipe.objective, image, text, scale,
         lam=recipe.lam, labels=labels if recipe.class_aware else None, seed=recipe.seed, step=step,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import math
 from pathlib import Path
+from unittest import mock
 
 import open_clip
 import pytest
@@ -17,17 +18,23 @@ from ood_utils import objectives, registry
 from ood_utils.errors import UserError
 from ood_utils.objectives import Parts, m2mix, slerp
 
-m2mix_parts = m2mix.mixed
-
 
 def clip_parts(image: Tensor, text: Tensor, scale: Tensor | float, labels: Tensor | None = None) -> Parts:
-    return objectives.find("clip").parts(image, text, scale, lam=0.0, labels=labels)
+    return objectives.parts("clip", image, text, scale, labels=labels)
 
 
 def cma_parts(
     image: Tensor, text: Tensor, scale: Tensor | float, lam: float, labels: Tensor | None = None
 ) -> Parts:
-    return objectives.find("cma").parts(image, text, scale, lam=lam, labels=labels)
+    return objectives.parts("cma", image, text, scale, lam=lam, labels=labels)
+
+
+def m2mix_parts(
+    image: Tensor, text: Tensor, scale: Tensor | float, mix: float, lam: float = 0.01, **named: Tensor
+) -> Parts:
+    """m2-Mix at a point of the arc that is given, not drawn."""
+    with mock.patch.object(m2mix, "draw_mix", lambda seed, step: mix):
+        return objectives.parts("m2mix", image, text, scale, lam=lam, **named)
 
 
 def rows(count: int = 8, width: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -109,7 +116,7 @@ def test_half_precision_inputs_are_computed_in_float32() -> None:
     assert clip_parts(image.bfloat16(), text.bfloat16(), 100.0).loss.dtype == torch.float32
 
 
-def reference_m2mix(image: Tensor, text: Tensor, scale: float, mix: float) -> Tensor:
+def reference_m2mix(image: Tensor, text: Tensor, scale: Tensor, mix: float) -> Tensor:
     """The two cross-entropies row by row, from core_methods 5.1."""
     total = torch.zeros((), dtype=image.dtype)
     for k in range(len(image)):
@@ -126,13 +133,13 @@ def reference_m2mix(image: Tensor, text: Tensor, scale: float, mix: float) -> Te
 @pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
 def test_m2mix_follows_its_formula(mix: float) -> None:
     leaves = rows(5)
-    parts = m2mix_parts(*leaves, mix, weight=0.4, mix_scale=7.0)
-    expected = clip_parts(*leaves).loss + 0.4 * reference_m2mix(leaves[0], leaves[1], 7.0, mix)
+    parts = m2mix_parts(*leaves, mix, lam=0.4)
+    expected = clip_parts(*leaves).loss + 0.4 * reference_m2mix(*leaves, mix)
     torch.testing.assert_close(parts.loss, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(
-        gradients(parts.loss, leaves[:2]), gradients(expected, leaves[:2]), rtol=1e-9, atol=1e-9
+        gradients(parts.loss, leaves), gradients(expected, leaves), rtol=1e-9, atol=1e-9
     )
-    assert parts.clip == clip_parts(*leaves).clip and m2mix_parts(*leaves, mix, weight=0.0).loss == parts.clip
+    assert parts.clip == clip_parts(*leaves).clip and m2mix_parts(*leaves, mix, lam=0.0).loss == parts.clip
 
 
 def test_m2mix_at_the_ends_uses_plain_embeddings() -> None:
@@ -143,7 +150,7 @@ def test_m2mix_at_the_ends_uses_plain_embeddings() -> None:
     within = scale * text @ text.T * (1 - torch.eye(7)) + own
     target = torch.arange(7)
     expected = F.cross_entropy(logits, target) + F.cross_entropy(within, target)
-    extra = m2mix_parts(image, text, scale, 0.0, weight=1.0)
+    extra = m2mix_parts(image, text, scale, 0.0, lam=1.0)
     torch.testing.assert_close(extra.loss - extra.clip, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -152,16 +159,19 @@ def test_mix_is_a_function_of_seed_and_step() -> None:
     assert draws == [m2mix.draw_mix(1, step) for step in range(500)] and draws[0] != m2mix.draw_mix(2, 0)
     assert 0 <= min(draws) and max(draws) <= 1 and abs(sum(draws) / 500 - 0.5) < 0.1
     leaves, labels = rows(), torch.arange(8) // 2
-    found = m2mix.parts(*leaves, lam=0.4, labels=labels, seed=1, step=7)
+    found = objectives.parts("m2mix", *leaves, lam=0.4, labels=labels, seed=1, step=7)
     assert found.loss == m2mix_parts(*leaves, draws[7], 0.4, labels=labels).loss
 
 
 def test_objectives_are_the_files_of_the_package_and_called_alike() -> None:
     assert registry.names("objectives") == ["clip", "cma", "m2mix"]
-    calls = {str(inspect.signature(objectives.find(name).parts)) for name in registry.names("objectives")}
+    calls = {
+        str(inspect.signature(registry.find("objectives", name).loss))
+        for name in registry.names("objectives")
+    }
     assert len(calls) == 1
     with pytest.raises(UserError, match="did you mean cma"):
-        objectives.find("cmaa")
+        objectives.parts("cmaa", *rows())
 
 
 vectors = st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda v: math.hypot(*v) > 0.1)
@@ -198,7 +208,7 @@ def test_m2mix_gradient_is_finite_when_image_and_text_coincide() -> None:
     image, _, scale = rows(4, dtype=torch.float32)
     text = image.detach().clone().requires_grad_()
     leaves = [image, text, scale]
-    assert all(torch.isfinite(g).all() for g in gradients(m2mix_parts(*leaves, 0.4, weight=1.0).loss, leaves))
+    assert all(torch.isfinite(g).all() for g in gradients(m2mix_parts(*leaves, 0.4, lam=1.0).loss, leaves))
 
 
 @pytest.mark.parametrize("lam", [-0.1, 2, float("nan")])
@@ -211,10 +221,9 @@ def test_bad_arguments() -> None:
     image, text, scale = rows()
     with pytest.raises(UserError, match="two equal"):
         clip_parts(image, text[:5], scale)
-    with pytest.raises(UserError, match="mix in"):
-        m2mix_parts(image, text, scale, 1.5)
-    with pytest.raises(UserError, match="weight"):
-        m2mix_parts(image, text, scale, 0.5, weight=-1)
+    for wrong in (-1, float("nan")):
+        with pytest.raises(UserError, match="weight of 0"):
+            m2mix_parts(image, text, scale, 0.5, wrong)
 
 
 LABELS = torch.tensor([0, 1, 0, 2, 2, 2, 3, 1])
@@ -259,5 +268,3 @@ def test_the_plain_losses_are_the_scalars_of_their_parts() -> None:
     )
     assert torch.equal(objectives.clip_loss(image, text, 20.0), clip_parts(image, text, 20.0).loss)
     assert torch.equal(objectives.cma_loss(image, text, 20.0, 0.1), cma_parts(image, text, 20.0, 0.1).loss)
-    mixed = m2mix_parts(image, text, 20.0, 0.3, 0.1).loss
-    assert torch.equal(objectives.m2mix_loss(image, text, 20.0, 0.3, 0.1), mixed)

@@ -148,7 +148,6 @@ def test_groups_drop_the_remainder_before_permuting_and_leave_the_global_generat
     assert torch.equal(torch.rand(1), expected)
     whole = scores.neglabel(IMAGES, TEXTS, NEGATIVES, 0.05, 10)
     np.testing.assert_array_equal(whole, kept)  # the last 3 do not count
-    assert not np.allclose(scores.neglabel(IMAGES, TEXTS, NEGATIVES, 0.05, 10, seed=1), kept)
 
 
 @pytest.mark.parametrize("groups", [1, 4])

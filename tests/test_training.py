@@ -97,7 +97,7 @@ def test_distinct_texts_give_the_gradient_of_encoding_each() -> None:
         tiny.tokenizer([tiny.TEXTS[y] for y in labels])
     )  # one row an image, full context
     image, text = F.normalize(model.encode_image(images), dim=-1), F.normalize(texts, dim=-1)
-    loss = objectives.find("cma").parts(image, text, model.logit_scale.exp(), lam=recipe.lam).loss
+    loss = objectives.parts("cma", image, text, model.logit_scale.exp(), lam=recipe.lam).loss
     loss.backward()
     torch.testing.assert_close(
         found, [loss.detach(), *(p.grad for p in model.parameters())], rtol=1e-9, atol=1e-10

@@ -1,29 +1,13 @@
 """Training objectives on unit embeddings, one file each, found by name: CLIP (FLYP's loss), CMA, m2-Mix.
 
-A new objective is a new file of this package with one function, wrapped in ``whole_batch``::
-
-    parts(image, text, scale, *, lam, labels=None, seed=0, step=0) -> Parts
-
-``image``, ``text`` (B, d) are unit rows, row k of one matching row k of the other; ``scale`` = 1 /
-temperature (not its logarithm); ``lam`` is the objective's own weight. With ``labels`` (B,), integers, all
-texts of k's class are positives of k with equal mass (class-aware: 40 % of ImageNet's batch of 512 has a
-same-class peer), otherwise text k alone is (paper form). Whatever is drawn is a function of (``seed``,
-``step``).
-
-All are computed in float32 (float64 stays float64) whatever autocast says, because a log-sum-exp of logits
-near 100 does not survive half precision. Where ``torch.distributed`` runs with more than one process, each
-passes its own rows, the features of all are gathered with gradient, and every process returns the loss of the
-whole batch; gradients averaged over processes, as DDP does, are then exactly those of one process holding
-that batch.
+A new objective is a new file of this package with a function ``loss(batch: Batch, terms: Parts) -> Tensor``,
+the scalar to minimise, in nats, from the rows of all processes and their CLIP terms.
 """
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,13 +16,27 @@ from .. import registry
 from ..errors import UserError
 
 
+class Batch(NamedTuple):
+    """What an objective sees. ``image``, ``text`` (B, d): unit rows, row k of one matches row k of the other.
+
+    ``scale`` = 1 / temperature (not its logarithm); ``lam`` is the objective's own weight. What it draws must
+    be a function of (``seed``, ``step``).
+    """
+
+    image: Tensor
+    text: Tensor
+    scale: Tensor
+    lam: float
+    seed: int
+    step: int
+
+
 class Parts(NamedTuple):
     """A loss and what it is made of; scalars with gradient, in nats. S = scale * image @ text.T, B rows.
 
     ``loss``: what is minimised. ``clip``: (lse_image + lse_text) / 2 - positive, the CLIP term alone.
     ``lse_image``: mean over images of the log-sum-exp over texts; ``lse_text``: the reverse. ``positive``:
-    mean S_kk (with class labels: mean S over the texts of k's class). ``scale``: exp of the logit scale,
-    detached.
+    mean S_kk (with labels: mean S over the texts of k's class). ``scale``: exp of the logit scale, detached.
     """
 
     loss: Tensor
@@ -49,52 +47,58 @@ class Parts(NamedTuple):
     scale: Tensor
 
 
-def find(name: str) -> ModuleType:
-    """The objective of that name, a module with ``parts``; UserError with the nearest names when there is
-    none."""
-    return registry.find("objectives", name)
-
-
 def world_size() -> int:
     """Number of processes of the running ``torch.distributed`` group; 1 without one."""
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def whole_batch(formula: Callable[..., Parts]) -> Callable[..., Parts]:
-    """Let ``formula(image, text, scale, ..., labels=None)`` see all processes' rows, in at least float32."""
+def parts(
+    name: str,
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor | float,
+    *,
+    lam: float = 0.0,
+    labels: Tensor | None = None,
+    seed: int = 0,
+    step: int = 0,
+) -> Parts:
+    """The objective ``name`` of a batch; arguments as in ``Batch``.
 
-    @functools.wraps(formula)
-    def wrapped(image: Tensor, text: Tensor, scale: Tensor | float, *rest: Any, **named: Any) -> Parts:
-        if image.shape != text.shape or image.ndim != 2:
-            shapes = f"image {tuple(image.shape)} and text {tuple(text.shape)}"
-            raise UserError(f"{shapes} must be two equal (rows, width) arrays; pass one text per image.")
-        wide = torch.float64 if torch.float64 in (image.dtype, text.dtype) else torch.float32
-        with torch.autocast(image.device.type, enabled=False):
-            image, text = image.to(wide), text.to(wide)
-            if world_size() > 1:
-                image, text = _gathered(image, text)
-                if named.get("labels") is not None:
-                    named["labels"] = _gathered_labels(named["labels"])
-            scale = torch.as_tensor(scale, dtype=wide, device=image.device)
-            return formula(image, text, scale, *rest, **named)
+    With ``labels`` (B,), integers, all texts of k's class are positives of k with equal mass (class-aware:
+    40 % of ImageNet's batch of 512 has a same-class peer), otherwise text k alone is (paper form).
 
-    return wrapped
+    Computed in float32 (float64 stays float64) whatever autocast says: a log-sum-exp of logits near 100 does
+    not survive half precision. Of several ``torch.distributed`` processes each passes its own rows and gets
+    the loss of all, gathered with gradient: gradients averaged over processes, as DDP does, are then those of
+    one process holding the whole batch. Raises UserError for an unknown name or unequal shapes.
+    """
+    if image.shape != text.shape or image.ndim != 2:
+        shapes = f"image {tuple(image.shape)} and text {tuple(text.shape)}"
+        raise UserError(f"{shapes} must be two equal (rows, width) arrays; pass one text per image.")
+    wide = torch.float64 if torch.float64 in (image.dtype, text.dtype) else torch.float32
+    with torch.autocast(image.device.type, enabled=False):
+        image, text = image.to(wide), text.to(wide)
+        if world_size() > 1:
+            image, text, labels = _gathered(image, text, labels)
+        scale = torch.as_tensor(scale, dtype=wide, device=image.device)
+        terms = contrast(image, text, scale, labels)
+        formula = registry.find("objectives", name).loss
+        return terms._replace(loss=formula(Batch(image, text, scale, lam, seed, step), terms))
 
 
-def _gathered(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of all processes in rank order, with gradient across processes."""
+def _gathered(image: Tensor, text: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rows and labels of all processes in rank order, rows with gradient across processes."""
     from open_clip.loss import gather_features
 
+    if labels is not None:
+        gathered = [torch.empty_like(labels) for _ in range(world_size())]
+        torch.distributed.all_gather(gathered, labels.contiguous())
+        labels = torch.cat(gathered)
     with warnings.catch_warnings():  # torch calls the all_gather that open_clip 3.3 uses deprecated
         warnings.simplefilter("ignore", FutureWarning)
-        return gather_features(image, text, gather_with_grad=True, world_size=world_size())
-
-
-def _gathered_labels(labels: Tensor) -> Tensor:
-    rows = [torch.empty_like(labels) for _ in range(world_size())]
-    torch.distributed.all_gather(rows, labels.contiguous())
-    return torch.cat(rows)
+        return *gather_features(image, text, gather_with_grad=True, world_size=world_size()), labels
 
 
 def contrast(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor | None = None) -> Parts:
@@ -125,26 +129,17 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     angle = torch.where(near, torch.zeros_like(dot), dot).clamp(min=eps - 1).acos()
 
     def share(part: float) -> Tensor:
-        series = part * (
-            1 + (1 - part * part) * rest / 3
-        )  # of sin(part * angle) / sin(angle), angle^2 ~ 2 rest
+        series = part * (1 + (1 - part * part) * rest / 3)  # of the sines' ratio below; angle^2 ~ 2 rest
         return torch.where(near, series, (part * angle).sin() / angle.sin())
 
     return share(weight) * a + share(1 - weight) * b
 
 
 def clip_loss(image: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
-    """The scalar of ``clip.parts``, for where only the loss is wanted."""
-    return find("clip").parts(image, text, scale, lam=0.0).loss
+    """The loss of ``parts("clip", ...)``, for where only the scalar is wanted."""
+    return parts("clip", image, text, scale).loss
 
 
 def cma_loss(image: Tensor, text: Tensor, scale: Tensor | float, lam: float) -> Tensor:
-    """The scalar of ``cma.parts``, for where only the loss is wanted."""
-    return find("cma").parts(image, text, scale, lam=lam).loss
-
-
-def m2mix_loss(
-    image: Tensor, text: Tensor, scale: Tensor | float, mix: float, weight: float = 0.01
-) -> Tensor:
-    """The scalar of ``m2mix.mixed``, for where only the loss is wanted."""
-    return find("m2mix").mixed(image, text, scale, mix, weight).loss
+    """The loss of ``parts("cma", ...)``, for where only the scalar is wanted."""
+    return parts("cma", image, text, scale, lam=lam).loss

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import Parts, contrast, whole_batch
+from . import Batch, Parts
 
 
-@whole_batch
-def parts(
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor,
-    *,
-    lam: float,
-    labels: Tensor | None = None,
-    seed: int = 0,
-    step: int = 0,
-) -> Parts:
+def loss(batch: Batch, terms: Parts) -> Tensor:
     """Symmetric InfoNCE of a batch; ``lam``, ``seed`` and ``step`` are not used.
 
     L_CLIP = 1 / (2B) sum_k [LSE_j S_kj + LSE_j S_jk] - 1 / B sum_k S_kk, equal to ``open_clip.ClipLoss``.
-    Arguments and errors as in ``ood_utils.objectives``. Source: FLYP (arXiv 2212.00638); core_methods 1.1 and
-    2.
+    Source: FLYP (arXiv 2212.00638); core_methods 1.1 and 2.
     """
-    return contrast(image, text, scale, labels)
+    return terms.clip

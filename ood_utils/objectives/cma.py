@@ -5,27 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..errors import UserError
-from . import Parts, contrast, whole_batch
+from . import Batch, Parts
 
 
-@whole_batch
-def parts(
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor,
-    *,
-    lam: float,
-    labels: Tensor | None = None,
-    seed: int = 0,
-    step: int = 0,
-) -> Parts:
+def loss(batch: Batch, terms: Parts) -> Tensor:
     """CMA as published: L_CLIP - lam / (2B) sum_k [LSE_j S_kj + LSE_j S_jk]; ``seed``, ``step`` are not used.
 
     Identical to (1 - lam) L_CLIP - (lam / B) sum_k S_kk; lam = 0 is FLYP, lam = 1 pure alignment, which
-    collapses. Arguments as in ``ood_utils.objectives``; UserError if ``lam`` is outside [0, 1]. Source: CMA
-    (arXiv 2503.18817); core_methods 1.1, 1.2.
+    collapses. UserError if ``lam`` is outside [0, 1]. Source: CMA (arXiv 2503.18817); core_methods 1.1, 1.2.
     """
-    if not 0 <= lam <= 1:
-        raise UserError(f"lam is {lam}; give 0 (FLYP) to 1 (pure alignment), the paper's is 0.001.")
-    found = contrast(image, text, scale, labels)
-    return found._replace(loss=found.clip - lam / 2 * (found.lse_image + found.lse_text))
+    if not 0 <= batch.lam <= 1:
+        raise UserError(f"lam is {batch.lam}; give 0 (FLYP) to 1 (pure alignment), the paper's is 0.001.")
+    return terms.clip - batch.lam / 2 * (terms.lse_image + terms.lse_text)
