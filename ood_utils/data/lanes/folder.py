@@ -66,8 +66,7 @@ def _split(root: Path, seed: int) -> tuple:
     if (root / "train").is_dir():
         found = [class_folders(root / part) for part in ("train", "val", "test")]
         if len({tuple(names) for names, *_ in found}) > 1:
-            fault = "train, val and test have different class folders"
-            raise UserError(f"{root}: {fault}; give each class to all three")
+            raise UserError(f"train, val and test of {root} have different class folders; give all to each")
         return found[0][0], *(part[1:] for part in found)
     names, paths, labels = class_folders(root)
     place = np.random.default_rng(seed).permutation(len(paths)) / max(1, len(paths))

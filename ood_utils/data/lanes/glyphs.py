@@ -31,31 +31,22 @@ def study(profile: Profile, classes: int) -> Study:
     first = [group[0] for group in groups]
 
     def views(
-        name: str,
-        group: str,
-        characters: Sequence[int],
-        faces: Sequence[str],
-        most: int = 0,
-        repeats: int = 1,
+        name: str, characters: Sequence[int], faces: Sequence[str], most: int = 0, repeats: int = 1
     ) -> ImageSet:
         drawings = world().pick(characters, faces)
         drawings = np.repeat(drawings[subset(len(drawings), most, seed)], repeats)
         labels = np.array([label.get(c, -1) for c in world().character[drawings]])
-        return drawn(name, group, drawings, labels, seed)
+        return drawn(name, GROUPS.get(name, "id"), drawings, labels, seed)
 
     faces = dict.fromkeys(GROUPS.values(), TEST_FACES) | {"validation": VALIDATION_FACES}
-    sets = [
-        views(name, group, known.sets[name], faces[group], profile.ood_images)
-        for name, group in GROUPS.items()
-        if group != "unseen"
-    ]
-    unseen = (digits(profile.ood_images, seed), photos(profile.ood_images, seed))
+    most, named = profile.ood_images, [name for name in GROUPS if name in known.sets]
+    sets = [views(name, known.sets[name], faces[GROUPS[name]], most) for name in named]
     return Study(
         class_names=[names[c] for c in first],
         synonyms=[[names[c] for c in group[1:]] for group in groups],
-        train=views("train", "id", sorted(label), TRAIN_FACES, profile.train_images),
-        id_val=views("id_val", "id", first, VALIDATION_FACES, repeats=profile.id_views),
-        id_test=views("id_test", "id", first, TEST_FACES, repeats=profile.id_views),
+        train=views("train", sorted(label), TRAIN_FACES, profile.train_images),
+        id_val=views("id_val", first, VALIDATION_FACES, repeats=profile.id_views),
+        id_test=views("id_test", first, TEST_FACES, repeats=profile.id_views),
         corpus=load_corpus(profile, [(name, "noun") for name in names]),
-        **by_use([*sets, *unseen]),
+        **by_use([*sets, digits(most, seed), photos(most, seed)]),
     )
