@@ -1,15 +1,17 @@
-"""Small notebooks without torch, a stand-in for the execution of one, and a disk that refuses."""
+"""Small notebooks without torch, a stand-in for their execution, and a disk that refuses."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ood_utils.series import runner
 
 PARAMETERS = 'profile = "glyphs-tiny"\nrun = ""\nchanges = {}'
 
@@ -35,23 +37,25 @@ def notebook(path: Path, *code: str, prose: str = "# 01 - Is it so?", parameters
     return path
 
 
-def executor(
-    calls: list[str], writes: dict[str, dict[str, str]], error: dict[str, Any] | None = None
-) -> Callable:
-    """A stand-in for Executor.execute: notes the notebook's name and writes its files (path below the run -> text)."""
+def stand_in(
+    patch: pytest.MonkeyPatch,
+    calls: list[str],
+    writes: dict[str, dict[str, str]],
+    error: dict[str, Any] | None = None,
+) -> None:
+    """Execute no notebook: note its name and write its files (path below the run -> text)."""
 
-    def execute(
-        self: Any, source: Path, output: Path, parameters: dict, limit: float, show: Any = None
-    ) -> tuple:
+    def execute(source: Path, output: Path, parameters: dict, limit: float, progress: Any) -> dict | None:
         calls.append(source.stem)
         output.write_text(source.read_text())
         for path, text in writes.get(source.stem, {}).items():
-            target = self.outputs / parameters["run"] / path
+            target = output.parents[1] / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text)
-        return error, 1
+        return {"cell": 0, **error} if error else None
 
-    return execute
+    patch.setattr(runner, "surroundings", lambda *_: nullcontext())
+    patch.setattr(runner, "execute", execute)
 
 
 def refusing_disk(patch: pytest.MonkeyPatch, step: str) -> None:

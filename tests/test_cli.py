@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
-from fakes import executor, notebook
+from fakes import notebook, stand_in
 
 from ood_utils import __main__ as cli
-from ood_utils import check, config, files, store
+from ood_utils import config, data, files, store
+from ood_utils.data.lanes import imagenet
 from ood_utils.errors import UserError
-from ood_utils.execution import Executor
+from ood_utils.series import check, runner
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     notebook(tmp_path / "notebooks" / "01_first.ipynb", prose="# 01 - Is it so?")
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    monkeypatch.setattr(runs, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(store, "OUTPUTS", tmp_path / "outputs")
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     return tmp_path
 
@@ -42,7 +44,7 @@ def world(tmp_path, monkeypatch):
     ],
 )
 def test_mistakes_are_one_sentence_and_status_2(world, capsys, monkeypatch, words, said):
-    monkeypatch.setattr(Executor, "execute", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr(runner, "surroundings", lambda *_: pytest.fail("a kernel was started"))
     assert cli.main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("ood: ") and said in error and error.count("\n") == 1
@@ -73,7 +75,7 @@ def test_values_are_read_by_the_field_s_type(tmp_path, monkeypatch):
 
 def test_run_list_and_report(world, capsys, monkeypatch):
     calls: list[str] = []
-    monkeypatch.setattr(Executor, "execute", executor(calls, {"01_first": {"results/01_first.json": "{}"}}))
+    stand_in(monkeypatch, calls, {"01_first": {"results/01_first.json": "{}"}})
     assert cli.main(["run", "--profile", "glyphs-tiny", "--run", "mine", "-p", "lam=0.5", "seeds=[3]"]) == 0
     assert calls == ["01_first"] and store.read_record(store.OUTPUTS / "mine")["parameters"]["seeds"] == [3]
     assert cli.main(["report", "--run", "mine"]) == 0
@@ -85,33 +87,44 @@ def test_run_list_and_report(world, capsys, monkeypatch):
 
 
 def test_a_failed_notebook_is_status_1_and_an_interrupt_130(world, capsys, monkeypatch):
-    monkeypatch.setattr(
-        Executor, "execute", executor([], {}, {"kind": "X", "message": "it broke", "tail": ["last line"]})
-    )
+    stand_in(monkeypatch, [], {}, {"kind": "X", "message": "it broke", "tail": ["last line"]})
     assert cli.main(["run"]) == 1
     assert "01_first failed: it broke\n    last line" in capsys.readouterr().err
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Executor, "execute", interrupt)
+    monkeypatch.setattr(runner, "execute", interrupt)
     assert cli.main(["run"]) == 130
     assert store.read_record(store.OUTPUTS / "glyphs")["notebooks"]["01_first"]["status"] == "interrupted"
 
 
-def test_other_rooms_get_their_words(monkeypatch):
-    from ood_utils import train
+def test_train_is_a_command_with_arguments_of_its_own(monkeypatch, capsys):
+    room = SimpleNamespace(
+        add_train_arguments=lambda command: command.add_argument("--lam", type=float),
+        train_command=lambda options: print(f"lam {options.lam}") or 0,
+    )
+    monkeypatch.setitem(sys.modules, "ood_utils.sweep", room)
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    assert cli.main(["train", "--lam", "0.1"]) == 0 and "lam 0.1" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert "--lam" in said and "torchrun --standalone" in said
 
-    monkeypatch.setattr(sys, "argv", ["x"])
-    monkeypatch.setattr(train, "main", lambda argv=None: sys.argv)
-    assert cli.main(["train", "--lam", "0.1"]) == ["ood train", "--lam", "0.1"]
+
+def test_pretraining_gets_its_words(monkeypatch):
+    room = SimpleNamespace(main=lambda words: ["--steps", "3"].index(words[0]))
+    monkeypatch.setitem(sys.modules, "ood_utils.tools", SimpleNamespace(pretrain=room))
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    assert cli.main(["pretrain", "--steps", "3"]) == 0
 
 
 def test_help_and_import_are_light():
     code = (
         "import sys\nfrom ood_utils import __main__ as cli\n"
         "try:\n    cli.main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
-        "heavy = {'torch', 'numpy', 'pandas', 'matplotlib', 'sklearn', 'pydantic', 'papermill', 'open_clip'}\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'matplotlib', 'sklearn', 'pydantic', 'papermill'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -142,23 +155,25 @@ def test_check_of_the_paper_lane_says_what_is_missing_and_whence(world, capsys):
 
 
 def test_check_of_weights_names_near_tags():
-    item = check._weights(config.Profile(model="ViT-B-16-quickgelu", pretrained="opnai"))
+    item = check.weights_need(config.Profile(model="ViT-B-16-quickgelu", pretrained="opnai"))
     assert item.ok is False and "openai" in item.remedy
-    assert "builtin" in check._weights(config.Profile(pretrained="bultin")).remedy
-    assert check._weights(config.Profile()).ok and check._weights(config.Profile(pretrained="random")).ok
+    assert "builtin" in check.weights_need(config.Profile(pretrained="bultin")).remedy
+    assert (
+        check.weights_need(config.Profile()).ok and check.weights_need(config.Profile(pretrained="random")).ok
+    )
 
 
 def test_check_of_an_unknown_model_names_near_ones():
     profile = config.Profile(model="ViT-B-16-quikgelu", pretrained="openai")
-    item = check._weights(profile)
+    item = check.weights_need(profile)
     assert item.ok is False and "did you mean ViT-B-16-quickgelu" in item.remedy
-    assert "not known" in str(check._disk(profile))
+    assert "not known" in str(check.disk_need(profile))
 
 
 def test_check_names_openai_s_licence_for_openai_s_weights_only(monkeypatch):
-    monkeypatch.setattr(check, "_cached", lambda _: False)
+    monkeypatch.setattr(check, "cached", lambda _: False)
     for model, tag in (("ViT-B-16-quickgelu", "openai"), ("ViT-B-16", "laion2b_s34b_b88k")):
-        item = check._weights(config.Profile(model=model, pretrained=tag))
+        item = check.weights_need(config.Profile(model=model, pretrained=tag))
         assert item.ok is False and ("OpenAI" in item.remedy) == (tag == "openai")
 
 
@@ -167,14 +182,14 @@ def test_check_reckons_the_disk_that_a_profile_needs(monkeypatch):
     assert 12 < sum(check.room(paper).values()) < 25 and sum(check.room(config.Profile()).values()) < 1
     usage = type("Usage", (), {"free": 2**30})
     monkeypatch.setattr(check.shutil, "disk_usage", lambda _: usage)
-    low = check._disk(paper)
+    low = check.disk_need(paper)
     assert (
         low.ok is False
         and str(low).startswith("  LOW ")
         and "1.0 GiB free" in str(low)
         and "OOD_OUTPUTS" in low.remedy
     )
-    assert str(check._disk(config.Profile())).startswith("  ok ")
+    assert str(check.disk_need(config.Profile())).startswith("  ok ")
 
 
 def test_check_wants_both_files_of_a_wordnet_folder(tmp_path):
@@ -191,12 +206,10 @@ def test_check_wants_both_files_of_a_wordnet_folder(tmp_path):
 
 
 def test_check_compares_class_folders_by_name(tmp_path):
-    from ood_utils.data import imagenet_wnids
-
-    for part, names in {"train": imagenet_wnids(), "val": [f"{n:03d}" for n in range(1000)]}.items():
+    for part, names in {"train": imagenet.wnids(), "val": [f"{n:03d}" for n in range(1000)]}.items():
         for name in names:
             (tmp_path / "imagenet" / part / name).mkdir(parents=True)
-    lines = [str(item) for item in check._imagenet(config.Profile(data="imagenet", data_root=str(tmp_path)))]
+    lines = [str(need) for need in data.needs(config.Profile(data="imagenet", data_root=str(tmp_path)))]
     assert any(line.startswith("  ok ") and "train: 1000 of 1000 class folders" in line for line in lines)
     assert any(
         line.startswith("  WRONG ") and "val: 1000 folders" in line and "'000'" in line for line in lines
@@ -205,7 +218,7 @@ def test_check_compares_class_folders_by_name(tmp_path):
 
 
 def test_check_without_a_profile_asks_only_for_what_the_default_needs(world, capsys, monkeypatch):
-    monkeypatch.setattr(runs, "load_profile", lambda name, changes=None: config.Profile(title=name))
+    monkeypatch.setattr(config, "load_profile", lambda name, changes=None: config.Profile(title=name))
     assert cli.main(["check"]) == 0 and "Profile glyphs-tiny" in capsys.readouterr().out
 
 

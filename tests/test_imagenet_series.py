@@ -12,7 +12,8 @@ import mini_imagenet
 import pandas as pd
 import pytest
 
-from ood_utils import config, data, models, negatives, report, training
+from ood_utils import config, data, models, negatives, training
+from ood_utils.series import report
 
 pytestmark = [pytest.mark.series, pytest.mark.timeout(900)]
 NAMES = ("01_modality_gap", "02_train_aligned", "03_hypersphere", "04_ood_detection")

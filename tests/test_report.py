@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from fakes import notebook
 
-from ood_utils import config, files, provenance, report, series, store
+from ood_utils import config, files, provenance, store
 from ood_utils.errors import UserError
+from ood_utils.series import report, state
 
-PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one pixel
+# one pixel
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
 class Page(HTMLParser):
@@ -94,7 +96,7 @@ def folder(tmp_path):
 @pytest.fixture
 def pages(folder):
     notebooks = [
-        series.Notebook(Path(f"{name}.ipynb"), (), f"{name}?") for name in ("01_first", "02_second", "03_x")
+        state.Notebook(Path(f"{name}.ipynb"), (), f"{name}?") for name in ("01_first", "02_second", "03_x")
     ]
     assert report.build(folder, notebooks)
     return {
@@ -178,6 +180,13 @@ def test_it_is_written_again_only_when_something_changed(folder, pages):
     assert report.build(folder) and not report.build(folder)
 
 
+def test_a_run_used_by_hand_alone_has_a_report(tmp_path):
+    made = store.new_record("mine", "glyphs", config.Profile(), {}, {})
+    made["notebooks"]["01_first"] = {"status": "interactive"}
+    store.write_record(tmp_path, made)
+    assert report.build(tmp_path) and "interactive" in Page(tmp_path / "index.html").text
+
+
 def test_an_empty_folder_has_no_report(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         report.build(tmp_path)
@@ -186,14 +195,20 @@ def test_an_empty_folder_has_no_report(tmp_path):
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        ("0.31234", "0.312"),
-        ("0.01234", "0.0123"),
-        ("12", "12"),
-        ("1e-05", "1e-05"),
+        (0.31234, "0.312"),
+        (0.01234, "0.0123"),
+        (12, "12"),
+        (1e-05, "1e-05"),
         (3.0, "3"),
         (True, "True"),
-    ]
-    + [("", ""), ("FLYP", "FLYP"), ("nan", "nan"), (None, "None")],
+        ("x", "x"),
+    ],
 )
 def test_numbers_as_they_are_shown(value, shown):
     assert report._cell(value) == shown
+
+
+def test_tables_keep_their_words_and_leave_gaps_empty(tmp_path):
+    path = files.atomic_write(tmp_path / "t.csv", "class,count,share\nNone <b>,3,\nnan,4,0.5\n")
+    html = report._table(path, 12)["html"]
+    assert "None &lt;b&gt;" in html and ">nan<" in html and ">3<" in html and html.count("nan") == 1

@@ -12,19 +12,21 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
-from fakes import executor, notebook
+from fakes import notebook, stand_in
 
-from ood_utils import config, execution, files, series, store
+from ood_utils import config, files, provenance, store
 from ood_utils.errors import UserError
-from ood_utils.execution import Executor
+from ood_utils.series import kernel, runner, state
 
 FIRST = """
 import json, os, sys
 from pathlib import Path
-from ood_utils import config, files, store
+from ood_utils import config, files, provenance, store
 r = store.start("01_first", profile, run, changes)
-facts = {"python": sys.executable, "folder": os.getcwd(), "lam": r.profile.lam, "provenance": {"weights_sha256": "ab"}}
+facts = {"python": sys.executable, "folder": os.getcwd(), "lam": r.profile.lam}
+facts["provenance"] = {"weights_sha256": "ab"}
 r.save_results(facts)
 print("encode 1\\rencode 2\\rencode 3")
 """
@@ -43,6 +45,19 @@ WRITES = {
 }
 
 
+STRAY = (  # a process that nothing but its mark ties to the notebook
+    "import subprocess, sys\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+    "start_new_session=True)\nopen({pid!r}, 'w').write(str(child.pid))\n"
+)
+PARAMETERS = {"profile": "glyphs-tiny", "run": "", "changes": {}}
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="forks are made on Linux alone")
+
+
+def alive(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
 @pytest.fixture
 def world(tmp_path):
     """Two notebooks, a package of one module, an empty outputs folder."""
@@ -55,7 +70,7 @@ def world(tmp_path):
 
 def run(world, profile="glyphs-tiny", changes=None, **words):
     places = {"notebooks": world / "notebooks", "outputs": world / "outputs", "package": world / "package"}
-    return series.run_series(profile, changes, **places, **words)
+    return runner.run_series(profile, changes, **places, **words)
 
 
 def record(world, name="glyphs-tiny"):
@@ -70,7 +85,7 @@ def status(world, name="glyphs-tiny"):
 def calls(world, monkeypatch):
     """Notebooks executed, by a stand-in that writes WRITES."""
     done: list[str] = []
-    monkeypatch.setattr(Executor, "execute", executor(done, WRITES))
+    stand_in(monkeypatch, done, WRITES)
     return done
 
 
@@ -107,7 +122,7 @@ def test_a_raising_cell_is_named_and_ends_the_series(world):
         "a = 1",
         "# a comment\nlines = 'three'\nraise KeyError('no such')",
     )
-    with pytest.raises(series.NotebookFailed) as failure:
+    with pytest.raises(runner.NotebookFailed) as failure:
         run(world)
     message = str(failure.value)
     for part in (
@@ -125,43 +140,109 @@ def test_a_raising_cell_is_named_and_ends_the_series(world):
 
 
 @pytest.mark.series
-def test_a_killed_kernel_is_a_failure(world):
-    notebook(world / "notebooks" / "01_first.ipynb", "import os\nos.kill(os.getpid(), 9)", "print('never')")
-    with pytest.raises(
-        series.NotebookFailed, match=r"01_first failed in code cell 3 of 4, `import os`: the kernel was"
-    ):
-        run(world)
-    assert status(world) == {"01_first": "failed"}
-    assert record(world)["notebooks"]["01_first"]["error"]["kind"] == "DeadKernelError"
-    copies = world / "outputs" / "glyphs-tiny" / "notebooks"
-    assert not (copies / "01_first.ipynb").exists()  # papermill's own copy says that every cell was completed
-    assert "This execution failed" in (copies / "01_first.failed.ipynb").read_text()
-
-
-@pytest.mark.series
-def test_a_time_out_ends_every_process(world):
-    start = "import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+def test_a_time_out_ends_every_process(world, monkeypatch):
     pid = world / "pid"
-    write = f"start_new_session=True)\nopen({str(pid)!r}, 'w').write(str(child.pid))\nimport time; time.sleep(600)"
-    notebook(world / "notebooks" / "01_first.ipynb", start + write)
-    clock = iter([0.0])
+    stray, wait = STRAY.format(pid=str(pid)), "import time; time.sleep(600)"
+    notebook(world / "notebooks" / "01_first.ipynb", stray, wait)
 
-    class Clock:  # the limit comes when the cell is at work, however slow the machine is
-        monotonic = staticmethod(lambda: 1e6 if pid.exists() and pid.read_text() else next(clock, 0.0))
-        sleep = staticmethod(time.sleep)
+    class Clock:  # the limit has come when the last cell begins, however slow the machine is
+        @staticmethod
+        def monotonic():
+            return time.monotonic() + 1e6 * pid.exists()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execution, "time", Clock)
-        with pytest.raises(
-            series.NotebookFailed, match="in code cell 3 of 3, .*: time-out after 0.5 minutes"
-        ):
-            run(world, timeout=0.5)
-    assert status(world) == {"01_first": "failed"}
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
+    monkeypatch.setattr(runner, "time", Clock)
+    with pytest.raises(runner.NotebookFailed, match="in code cell 4 of 4, .*: time-out after 0.5 minutes"):
+        run(world, timeout=0.5)
+    assert status(world) == {"01_first": "failed"} and not alive(int(pid.read_text()))
+    assert record(world)["notebooks"]["01_first"]["error"]["kind"] == "TimeOut"
+
+
+@pytest.fixture(params=[pytest.param(True, marks=LINUX), False], ids=["forked", "plain"])
+def fork(request, monkeypatch):
+    """Both ways to make a kernel."""
+    monkeypatch.setattr(kernel, "can_fork", lambda: request.param)
+    return request.param
+
+
+def go(folder, *code):
+    progress = SimpleNamespace(cell=0, cells=2 + len(code))
+    return runner.execute(
+        notebook(folder / "n.ipynb", *code), folder / "out.ipynb", PARAMETERS, 120, progress
+    )
 
 
 @pytest.mark.series
+@pytest.mark.slow
+def test_every_kernel_is_as_jupyter_starts_it_and_knows_nothing_of_the_one_before(tmp_path, fork):
+    asked = (
+        "import matplotlib, os, sys\n"
+        f"assert sys.executable == {sys.executable!r} and os.getcwd() == {str(config.ROOT)!r}\n"
+        "assert matplotlib.get_backend().endswith('inline') and __name__ == '__main__'\n"
+        "assert sys.stdin.read() == '' and os.environ['PYTHONHASHSEED'] == '0'\n"
+        "assert os.getpgid(0) == os.getpid() and os.environ['OOD_RUNNER'] == '1'"
+    )
+    loaded = f"import sys\nassert ('ood_utils.arrays' in sys.modules) is {fork}\n"
+    spoil = (
+        "from ood_utils import arrays\nassert not hasattr(arrays, 'mark')\narrays.mark = 1\nsys.path.clear()"
+    )
+    before = dict(os.environ)
+    with kernel.environment(tmp_path, {"ood_utils.arrays", "no_such_module"}):
+        for _ in range(1 + fork):
+            assert go(tmp_path, loaded + asked, spoil, "print('said')") is None
+            assert "said" in (tmp_path / "out.ipynb").read_text()
+        mistake = go(tmp_path, "from ood_utils.errors import UserError\nraise UserError('no such; do so')")
+    assert dict(os.environ) == before
+    assert mistake["message"] == "no such; do so" and "tail" not in mistake  # it has no traceback
+
+
+@pytest.mark.series
+@pytest.mark.slow
+def test_a_killed_kernel_is_named_leaves_nothing_and_the_next_notebook_runs(tmp_path, fork):
+    pid = tmp_path / "pid"
+    stray = STRAY.format(pid=str(pid))
+    with kernel.environment(tmp_path, ()):
+        error = go(tmp_path, stray + "import os\nos.kill(os.getpid(), 9)", "print('never')")
+        assert error["kind"] == "DeadKernelError" and "the kernel was killed" in error["message"]
+        assert (error["cell"], error["of"], error["line"]) == (3, 4, "import subprocess, sys")
+        assert not alive(int(pid.read_text()))
+        if fork:
+            server = "import os\nos.kill(os.getppid(), 9)\nimport time; time.sleep(600)"
+            assert go(tmp_path, server)["kind"] == "DeadKernelError"
+        assert go(tmp_path, stray) is None and not alive(int(pid.read_text()))
+
+
+@pytest.mark.series
+@pytest.mark.slow
+def test_a_runner_killed_with_9_takes_everything_with_it(tmp_path, fork):
+    pid, stray = tmp_path / "pid", tmp_path / "stray"
+    who = f"import os\nopen({str(pid)!r}, 'w').write(f'{{os.getpid()}} {{os.getppid()}} ')\n"
+    notebook(tmp_path / "n.ipynb", STRAY.format(pid=str(stray)) + who + "import time; time.sleep(600)")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom types import SimpleNamespace\n"
+        f"from ood_utils.series import kernel, runner\nkernel.can_fork = lambda: {fork}\n"
+        f"here, progress = Path({str(tmp_path)!r}), SimpleNamespace(cell=0, cells=3)\n"
+        "with kernel.environment(here, ()):\n"
+        f"    runner.execute(here / 'n.ipynb', here / 'o.ipynb', {PARAMETERS}, 99, progress)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(config.PACKAGE.parent)}
+    killed = subprocess.Popen([sys.executable, script], cwd=tmp_path, env=environment)
+    while not (pid.exists() and pid.read_text().endswith(" ")):
+        assert killed.poll() is None
+        time.sleep(0.1)
+    below = [
+        int(number) for number in [*pid.read_text().split(), stray.read_text()] if int(number) != killed.pid
+    ]
+    killed.kill()
+    killed.wait()
+    deadline = time.monotonic() + 30
+    while any(map(alive, below)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, below))
+
+
+@pytest.mark.series
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     (tmp_path / "pyproject.toml").touch()
     profiles = tmp_path / "notebooks" / "profiles"
@@ -169,8 +250,8 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     (profiles / "glyphs.yaml").write_text((config.PROFILES / "glyphs.yaml").read_text())
     mark = tmp_path / "mark"
     notebook(tmp_path / "notebooks" / "01_first.ipynb", "print('quick')")
-    wait = f"import os, time\nif not os.path.exists({str(mark)!r}):\n    open({str(mark)!r}, 'w')\n    time.sleep(600)"
-    notebook(tmp_path / "notebooks" / "02_second.ipynb", wait)
+    wait = f"if not os.path.exists({str(mark)!r}):\n    open({str(mark)!r}, 'w')\n    time.sleep(600)"
+    notebook(tmp_path / "notebooks" / "02_second.ipynb", f"import os, time\n{wait}")
     environment = {key: value for key, value in os.environ.items() if key != "OOD_OUTPUTS"}
     environment |= {"OOD_ROOT": str(tmp_path), "PYTHONPATH": str(config.PACKAGE.parent)}
     command = [sys.executable, "-m", "ood_utils", "run"]
@@ -182,9 +263,14 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     while not mark.exists() and first.poll() is None:
         time.sleep(0.1)
     first.send_signal(signal.SIGINT)
-    assert "takes the run up again" in first.communicate(timeout=60)[1] and first.returncode == 130
+    said = first.communicate(timeout=60)[1]
+    assert said == "ood: interrupted; the same command takes the run up again\n" and first.returncode == 130
     assert status(tmp_path, "glyphs") == {"01_first": "done", "02_second": "interrupted"}
-    again = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
+    call = "import sys\nfrom ood_utils.__main__ import main\nassert main(['run']) == 0\n"
+    light = f"{call}assert 'torch' not in sys.modules"
+    again = subprocess.run(
+        [sys.executable, "-c", light], env=environment, cwd="/", capture_output=True, text=True
+    )
     assert again.returncode == 0, again.stderr
     assert (
         "01_first: done already" in again.stdout
@@ -192,7 +278,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     )
     assert status(tmp_path, "glyphs") == {"01_first": "done", "02_second": "done"}
     heavy = "[name for name in ('torch', 'pandas', 'papermill', 'nbconvert') if name in sys.modules]"
-    idle = f"import sys; from ood_utils.__main__ import main; assert main(['run']) == 0; assert not {heavy}, {heavy}"
+    idle = f"{call}assert not {heavy}, {heavy}"
     quick = subprocess.run(
         [sys.executable, "-c", idle], env=environment, cwd="/", capture_output=True, text=True
     )
@@ -223,7 +309,8 @@ def test_prose_may_change_code_may_not(world, calls):
 
 def test_the_module_decides_too_but_not_the_runner_s_own_files(world, calls):
     run(world)
-    (world / "package" / "report.py").write_text("y = 1")
+    files.atomic_write(world / "package" / "series" / "report.py", "y = 1")
+    files.atomic_write(world / "package" / "tools" / "reference.py", "y = 1")
     run(world)
     assert len(calls) == 2
     (world / "package" / "scores.py").write_text("x = 2\n")
@@ -244,7 +331,7 @@ def test_values_decide_too(world, calls):
 
 def test_versions_decide_too(world, calls, monkeypatch):
     run(world)
-    monkeypatch.setattr(runs, "versions", lambda: {"numpy": "9"})
+    monkeypatch.setattr(provenance, "versions", lambda: {"numpy": "9"})
     run(world)
     assert len(calls) == 4
 
@@ -252,7 +339,7 @@ def test_versions_decide_too(world, calls, monkeypatch):
 def test_what_an_earlier_notebook_wrote_decides_for_the_later(world, calls, monkeypatch):
     run(world)
     changed = WRITES | {"01_first": {"results/01_first.json": '{"gap": 0.7}'}}
-    monkeypatch.setattr(Executor, "execute", executor(calls, changed))
+    stand_in(monkeypatch, calls, changed)
     run(world, only=["01"], force=True)
     assert record(world)["notebooks"]["02_second"]["stale"] == "files that it reads changed"
     assert record(world)["status"] == "partial"
@@ -298,7 +385,7 @@ def test_only_and_force(world, calls):
 
 def test_what_an_older_version_wrote_goes_but_checkpoints_stay(world, calls, monkeypatch):
     folder = run(world)
-    monkeypatch.setattr(Executor, "execute", executor(calls, {"02_second": {"tables/new.csv": "y\n"}}))
+    stand_in(monkeypatch, calls, {"02_second": {"tables/new.csv": "y\n"}})
     run(world, only=["02"], force=True)
     assert sorted(p.name for p in (folder / "tables").iterdir()) == ["new.csv"]
     outputs = record(world)["notebooks"]["02_second"]["outputs"]
@@ -307,12 +394,12 @@ def test_what_an_older_version_wrote_goes_but_checkpoints_stay(world, calls, mon
 
 def test_a_failure_keeps_what_was_there(world, calls, monkeypatch):
     folder = run(world)
-    monkeypatch.setattr(Executor, "execute", executor(calls, {}, {"kind": "X", "message": "it broke"}))
-    with pytest.raises(series.NotebookFailed, match="01_first failed: it broke"):
+    stand_in(monkeypatch, calls, {}, {"kind": "X", "message": "it broke"})
+    with pytest.raises(runner.NotebookFailed, match="01_first failed: it broke"):
         run(world, force=True)
     assert (folder / "figures" / "a.csv").is_file() and (folder / "notebooks" / "01_first.ipynb").is_file()
     assert status(world) == {"01_first": "failed", "02_second": "done"}
-    monkeypatch.setattr(Executor, "execute", executor(calls, WRITES))
+    stand_in(monkeypatch, calls, WRITES)
     run(world)  # the same results again: the second has nothing to do
     assert calls[2:] == ["01_first", "01_first"] and record(world)["status"] == "done"
 
@@ -320,11 +407,11 @@ def test_a_failure_keeps_what_was_there(world, calls, monkeypatch):
 def test_checkpoints_of_a_failed_execution_are_kept_and_stay_its_own(world, calls, monkeypatch):
     run(world, only=["01"])
     written = {"02_second": {"checkpoints/cma/model.bin": "w", "checkpoints/lane.log": "x"}}
-    monkeypatch.setattr(Executor, "execute", executor(calls, written, {"kind": "X", "message": "it broke"}))
-    with pytest.raises(series.NotebookFailed):
+    stand_in(monkeypatch, calls, written, {"kind": "X", "message": "it broke"})
+    with pytest.raises(runner.NotebookFailed):
         run(world)
     trained = dict(WRITES, **{"02_second": {"results/02_second.json": "{}"}})  # and does not train again
-    monkeypatch.setattr(Executor, "execute", executor(calls, trained))
+    stand_in(monkeypatch, calls, trained)
     run(world, only=["01"], force=True)
     assert set(record(world)["notebooks"]["01_first"]["outputs"]) == set(WRITES["01_first"])
     run(world)
@@ -337,7 +424,7 @@ def test_checkpoints_of_a_runner_that_was_killed_are_kept(world, calls, monkeypa
     made = record(world)
     made["notebooks"]["02_second"] = {"status": "running"}
     store.write_record(folder, made)
-    monkeypatch.setattr(Executor, "execute", executor(calls, {"02_second": {"results/02_second.json": "{}"}}))
+    stand_in(monkeypatch, calls, {"02_second": {"results/02_second.json": "{}"}})
     run(world)
     assert "checkpoints/cma/model.bin" in record(world)["notebooks"]["02_second"]["outputs"]
 
@@ -358,7 +445,7 @@ def test_what_only_the_runner_can_say_is_not_believed(world, calls, left, reason
 
 @pytest.fixture
 def no_kernel(monkeypatch):
-    monkeypatch.setattr(Executor, "execute", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr(runner, "surroundings", lambda *_: pytest.fail("a kernel was started"))
 
 
 @pytest.mark.usefixtures("no_kernel")
@@ -369,7 +456,7 @@ class TestRefused:
 
     def test_no_notebooks(self, world):
         with pytest.raises(UserError, match=r"no notebook 0\*\.ipynb"):
-            series.find(world)
+            state.find(world)
 
     def test_a_file_that_is_no_notebook(self, world):
         (world / "notebooks" / "03_third.ipynb").write_text("{}")
@@ -387,12 +474,12 @@ class TestRefused:
         [
             ({"lam": 2}, "lam = 2"),
             ({"data": "folder"}, "data_root = '' is no folder"),
-            ({"data": "folder", "data_root": "/"}, "ood_roots is empty"),
+            ({"data": "folder", "data_root": "/"}, "ood_roots names no OoD set"),
             (
                 {"data": "folder", "data_root": "/", "ood_roots": {"birds": "/no"}},
-                "birds: '/no' is no folder",
+                "birds = '/no' is no folder",
             ),
-            ({"corpus": "/no/dict"}, "corpus = '/no/dict' does not exist"),
+            ({"corpus": "/no/dict"}, "missing: corpus /no/dict"),
         ],
     )
     def test_wrong_values_and_missing_folders(self, world, changes, words):
@@ -412,7 +499,7 @@ class TestRefused:
             run(world)
 
     def test_a_full_disk(self, world, monkeypatch):
-        monkeypatch.setattr(series.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+        monkeypatch.setattr(state.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
         with pytest.raises(UserError, match="only 1 MiB are free"):
             run(world)
 
@@ -442,7 +529,7 @@ def test_a_disk_that_fills_up_is_one_sentence(world, calls, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.os, "replace", full)
+        patch.setattr(os, "replace", full)
         with pytest.raises(UserError, match="No space left on device; free space"):
             run(world, force=True)
     assert record(world) == before
@@ -456,8 +543,8 @@ def test_tree_hash_sees_names_sizes_and_times(tmp_path):
     seen = set()
     for text in ("one", "other"):
         file.write_text(text)
-        seen.add(series.tree_hash(tmp_path))
+        seen.add(state.tree_hash(tmp_path))
     file.rename(tmp_path / "a" / "2.png")
-    seen.add(series.tree_hash(tmp_path))
-    assert len(seen) == 3 and series.tree_hash(tmp_path) in seen
-    assert series.tree_hash(tmp_path / "a" / "2.png") != series.tree_hash(Path(__file__))
+    seen.add(state.tree_hash(tmp_path))
+    assert len(seen) == 3 and state.tree_hash(tmp_path) in seen
+    assert state.tree_hash(tmp_path / "a" / "2.png") != state.tree_hash(Path(__file__))

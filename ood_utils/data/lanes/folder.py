@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,12 @@ def needs(profile: Profile) -> Iterator[Need]:
     if not profile.ood_roots:
         remedy = "give -p 'ood_roots={name: FOLDER}', or write it in the profile"
         yield Need(False, "ood_roots names no OoD set", remedy)
+
+
+def count(profile: Profile) -> int:
+    """About how many images a run embeds with each model: the files below the folders."""
+    roots = [Path(root).expanduser() for root in (profile.data_root, *profile.ood_roots.values()) if root]
+    return sum(len(files) for root in roots for _, _, files in os.walk(root))
 
 
 def study(profile: Profile, classes: int) -> Study:

@@ -19,6 +19,11 @@ def needs(profile: Profile) -> Iterator[Need]:
     yield from ()
 
 
+def count(profile: Profile) -> int:
+    """About how many images a run embeds with each model: an upper bound of all sets with their views."""
+    return 20_000
+
+
 def study(profile: Profile, classes: int) -> Study:
     """Views of the world's drawings, and two sets unseen by pretraining; test faces are never trained on."""
     from ..glyph_sets import digits, drawn, photos

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.resources
+import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,8 +51,9 @@ SOURCES = {
 
 
 def wnids() -> list[str]:
-    """The 1,000 wnids in class order (sorted), from timm's package data."""
-    return importlib.resources.files("timm.data").joinpath("_info/imagenet_synsets.txt").read_text().split()
+    """The 1,000 wnids in class order (sorted), from timm's package data (timm itself would import torch)."""
+    package = Path(importlib.util.find_spec("timm").origin).parent
+    return (package / "data" / "_info" / "imagenet_synsets.txt").read_text().split()
 
 
 def needs(profile: Profile) -> Iterator[Need]:
@@ -78,6 +79,11 @@ def needs(profile: Profile) -> Iterator[Need]:
     for name, (group, folder, _, count) in SETS.items():
         there = any((root / folder).glob("*"))
         yield Need(there, f"{name} ({group}, {count:,} images) in {root / folder}", SOURCES[folder])
+
+
+def count(profile: Profile) -> int:
+    """About how many images a run embeds with each model: the validation images and all OoD sets."""
+    return 50_000 + sum(min(size, profile.ood_images or size) for *_, size in SETS.values())
 
 
 def study(profile: Profile, classes: int) -> Study:

@@ -1,0 +1,173 @@
+"""Self-check: what this machine has, what a profile needs, what of it is there, where to get the rest."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .. import config, data, errors, files, provenance, registry, store
+from ..config import Profile
+from ..data import Need
+from ..errors import UserError
+
+
+def main(profile: str | None = None, changes: dict[str, Any] | None = None) -> int:
+    """Print the check; 0 when all that is needed is there, 1 when something is missing."""
+    print("This machine")
+    good = _show(environment())
+    for name in [profile] if profile else config.profile_names():
+        values = config.load_profile(name, changes)
+        print(f"Profile {name}: {values.title}")
+        whole = _show(needs(values))
+        foreign = profile is None and values.data != "glyphs"  # other lanes need the user's data
+        good = good and (whole or foreign)
+    print("Ready." if good else "Something is missing: see the lines above.")
+    return 0 if good else 1
+
+
+def _show(found: Iterator[Need]) -> bool:
+    """Print each need, and once each remedy; whether none is wanting."""
+    remedies, good = set(), True
+    for need in found:
+        print(need, flush=True)
+        good = good and need.ok is not False
+        if need.ok is False and need.remedy not in remedies:  # several sets may come in one file
+            remedies.add(need.remedy)
+            print(f"          {'get it' if need.fault == 'MISSING' else 'remedy'}: {need.remedy}")
+    return good
+
+
+def environment() -> Iterator[Need]:
+    """Versions, devices, memory, disk, writable outputs."""
+    yield Need(sys.version_info >= (3, 11), f"Python {sys.version.split()[0]}", "Python 3.11 or later")
+    for name in (*provenance.PACKAGES, "jinja2"):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Need(False, f"package {name}", "pip install -e '.[notebooks]' in the project's folder")
+            continue
+        if name in ("torch", "open_clip_torch", "scikit-learn", "umap-learn", "papermill"):
+            yield Need(True, f"{name} {version}")
+    facts = provenance.machine()
+    machine = "{cpu}, {cores} cores, {memory_gib} GiB memory, {system}".format(**facts)
+    yield Need(None, machine)
+    yield Need(None, f"GPU: {', '.join(_gpus()) or 'none; everything runs on the CPU'}")
+    try:
+        files.atomic_write(store.OUTPUTS / ".probe", "").unlink()
+    except UserError as error:
+        yield Need(False, f"outputs folder {store.OUTPUTS}", str(error))
+    else:
+        yield Need(True, f"outputs folder {store.OUTPUTS} is writable, {_free():.1f} GiB free")
+
+
+def _gpus() -> list[str]:
+    try:
+        import torch
+    except ImportError:
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _free() -> float:
+    """GiB free where outputs go: on the disk of the folder, or of the first above it that exists."""
+    there = next(path for path in (store.OUTPUTS, *store.OUTPUTS.parents) if path.exists())
+    return shutil.disk_usage(there).free / 2**30
+
+
+def needs(profile: Profile) -> Iterator[Need]:
+    """What a profile needs: data, weights, device, disk; and how long it should take."""
+    yield from data.needs(profile)
+    yield weights_need(profile)
+    if profile.device == "cuda":
+        yield Need(bool(_gpus()), "a CUDA GPU that torch sees", "a GPU machine with a CUDA build of torch")
+    yield disk_need(profile)
+    times = ", ".join(f"{name} {minutes:g}" for name, minutes in profile.minutes.items())
+    total = f"{times} (all {sum(profile.minutes.values()):g})" if times else "not yet measured"
+    yield Need(None, f"expected minutes: {total}")
+
+
+def room(profile: Profile) -> dict[str, float]:
+    """Estimated GiB that a run fills in outputs/, by what for. UserError: a model that cannot be built.
+
+    An upper bound: the sweep's models are reckoned to embed everything. Optimiser states go when a training
+    ends.
+    """
+    import open_clip
+    import torch
+
+    from .. import models, sweep
+
+    try:
+        with torch.device("meta"):  # sizes without the memory
+            model, _, _ = models.load(profile.model, "random", device="meta")
+    except (ImportError, OSError, RuntimeError) as fault:  # a tokenizer that wants packages or a network
+        reason = str(fault).splitlines()[0]
+        raise UserError(f"model {profile.model!r} cannot be built here: {reason}") from None
+    width = open_clip.get_model_config(profile.model)["embed_dim"]
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**30
+    count = sweep.plan(profile, profile.lam).query("method != 'zero-shot'").tag.nunique()
+    at_once = 1 if profile.processes > 1 or profile.device == "cuda" else max(1, profile.parallel)
+    words = profile.corpus_words or (7_000 if profile.corpus == "names" else 71_000)
+    rows = words + registry.find("data/lanes", profile.data).count(profile)
+    return {
+        f"{count} checkpoints": count * weights,
+        "state while training": at_once * 6 * weights,  # weights, two moments; the last state and the next
+        f"embeddings of {count + 1} models": (count + 1) * rows * width * 4 / 2**30,
+        "figures, tables, notebooks": 0.1,
+    }
+
+
+def disk_need(profile: Profile) -> Need:
+    """Whether the disk of outputs/ has the room that a run is reckoned to take."""
+    try:
+        parts = room(profile)
+    except UserError:
+        return Need(None, "disk needed: not known for this model")
+    wanted, free = sum(parts.values()), _free()
+    of = ", ".join(f"{name} {size:.1f}" for name, size in parts.items())
+    what = f"disk for outputs: about {wanted:.1f} GiB ({of}; an estimate), {free:.1f} GiB free"
+    remedy = "free that much, or set OOD_OUTPUTS to a folder on a larger disk; a run partly there needs less"
+    return Need(free >= wanted, what, remedy, "LOW")
+
+
+def weights_need(profile: Profile) -> Need:
+    """The weights, looked for without a network."""
+    import open_clip
+
+    from .. import models  # noqa: F401 - makes GlyphCLIP known to open_clip
+
+    name, tag, what = profile.model, profile.pretrained, f"weights of {profile.model}: {profile.pretrained}"
+    if open_clip.get_model_config(name) is None:
+        known = errors.nearest(name, open_clip.list_models())
+        return Need(False, what, f"model {name!r} is not an open_clip architecture{known}", "WRONG")
+    builtin = config.PACKAGE / "assets" / f"{name}.safetensors"
+    if tag == "random" or (tag == "builtin" and builtin.is_file()):
+        return Need(True, what)
+    if Path(tag).is_file():
+        return Need(True, f"{what} ({Path(tag).stat().st_size / 2**20:.0f} MiB)")
+    known = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in known:
+        own = ["builtin"] if builtin.is_file() else []
+        nearest = errors.nearest(tag, [*own, *known, "random"])
+        return Need(False, what, f"give a file or a tag{nearest}")
+    about = open_clip.get_pretrained_cfg(name, tag)
+    source = about.get("hf_hub") or about.get("url", "")
+    licence = "OpenAI's weights are under MIT" if tag == "openai" else "its licence is said there"
+    remedy = f"open_clip downloads it at first use (ViT-B/16: 0.6 GB) from {source}; {licence}"
+    return Need(cached(about), what, remedy)
+
+
+def cached(about: dict[str, Any]) -> bool:
+    """Whether the weights that an open_clip tag means (its config `about`) lie in a cache of this machine."""
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    repository, _, file = about.get("hf_hub", "").rpartition("/")
+    names = [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    if repository and any(isinstance(try_to_load_from_cache(repository, name), str) for name in names):
+        return True
+    return (Path.home() / ".cache" / "clip" / Path(about.get("url") or "none").name).is_file()

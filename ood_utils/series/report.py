@@ -1,0 +1,149 @@
+"""The report of a run: index.html and one page per notebook, plain files with relative links, no network."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .. import files, store
+from ..errors import UserError
+from .state import Notebook
+
+TEMPLATES = Path(__file__).parent / "templates"
+NOBODY = "by hand, or from an unfinished notebook"
+COLUMNS = {  # what a column's name does not say by itself
+    "fpr95_id": "FPR95, ID positive: share of OoD accepted when 95 % of ID is accepted (lower is better)",
+    "fpr95_ood": "FPR95, OoD positive: share of ID rejected when 95 % of OoD is rejected (lower is better)",
+    "auroc": "area under the ROC curve, higher is better",
+    "aupr_in": "average precision with ID positive, higher is better",
+    "aupr_out": "average precision with OoD positive, higher is better",
+    "lam": "weight of the alignment term",
+    "rmg": "relative modality gap",
+}
+
+
+def build(folder: Path, series: Sequence[Notebook] = ()) -> bool:
+    """Write index.html and notebooks/*.html of a run folder; False when they are up to date.
+
+    UserError when the folder holds no run or another version's.
+    """
+    record = store.read_record(folder)
+    if not record:
+        raise UserError(f"{folder} holds no run (no run.json); `python -m ood_utils list` shows the runs")
+    shown = [p for kind in ("figures", "tables", "results") for p in sorted((folder / kind).glob("*"))]
+    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in shown]
+    own = [files.file_hash(path) for path in (Path(__file__), *sorted(TEMPLATES.iterdir()))]
+    key, index = files.hash_of([record, stats, own]), folder / "index.html"
+    if index.is_file() and key in index.read_text(encoding="utf-8")[:200]:
+        return False
+    for copy in sorted((folder / "notebooks").glob("*.ipynb")):
+        if ".partial" not in copy.name:
+            files.atomic_write(copy.with_suffix(".html"), notebook_page(copy))
+    files.atomic_write(index, _index(folder, record, {n.name: n.question for n in series}, key))
+    return True
+
+
+def notebook_page(path: Path) -> str:
+    """An executed notebook as one HTML page: figures inside, solutions folded, every figure with a text."""
+    import nbformat
+    from nbconvert import HTMLExporter
+    from pygments.formatters import HtmlFormatter
+
+    notebook = nbformat.read(path, as_version=4)
+    heading, prose = path.stem, ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            heading = ([heading] + re.findall(r"^#+ +(.+)$", cell.source, re.M))[-1].strip()
+            prose += cell.source
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output.metadata.setdefault("image/png", {}).setdefault("alt", f"Figure: {heading}")
+    colours = HtmlFormatter().get_style_defs(".highlight")
+    words = {"template_name": "basic", "template_file": "notebook.html.j2"}
+    exporter = HTMLExporter(extra_template_paths=[str(TEMPLATES)], **words)
+    resources = {"title": path.stem, "maths": "$" in prose, "colours": colours}
+    return exporter.from_notebook_node(notebook, resources=resources)[0]
+
+
+def _index(folder: Path, record: dict[str, Any], questions: dict[str, str], key: str) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    environment.filters |= {"words": lambda name: name.replace("_", " "), "cell": _cell, "join": _join}
+    environment.filters["json"] = lambda value: json.dumps(value, indent=1)
+    owner = {path: name for name, entry in record["notebooks"].items() for path in entry.get("outputs", {})}
+    pictures = sorted((folder / "figures").glob("*.png"))
+    tables = sorted((folder / "tables").glob("*.csv"))
+    names = list(questions) or sorted(record["notebooks"])
+    return environment.get_template("index.html.j2").render(
+        key=key,
+        record=record,
+        notebooks=[(name, questions.get(name) or name) for name in names],
+        pages={path.name for path in (folder / "notebooks").glob("*.html")},
+        numbers={name: _numbers(folder / "results" / f"{name}.json") for name in names},
+        headline=folder / "figures" / "headline.png" in pictures,
+        headlines=[_table(path, 60) for path in tables if path.stem == "headline"],
+        interactive=sorted((folder / "figures").glob("*.html")),
+        figures=[{"path": path, "owner": owner.get(f"figures/{path.name}", NOBODY)} for path in pictures],
+        tables=[_table(path, 12) for path in tables],
+        unreadable=unreadable(folder),
+    )
+
+
+def _numbers(path: Path) -> list[tuple[str, Any]]:
+    """(name, value) of the single values of a results file; lists are left to the tables."""
+    import pandas as pd
+
+    results = files.read_json(path)
+    results.pop("provenance", None)
+    flat = pd.json_normalize(results, sep=" ").to_dict("records")[0].items() if results else ()
+    return [(name, value) for name, value in flat if value is not None and not isinstance(value, list | dict)]
+
+
+def _table(path: Path, limit: int) -> dict[str, Any]:
+    """The first rows of a CSV file as HTML, numbers to the right, with the meaning of its columns below."""
+    import pandas as pd
+    from pandas.io.formats.style import Styler
+
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    right = {name: [{"selector": "", "props": "text-align:right"}] for name in frame.select_dtypes("number")}
+    style = Styler(frame.head(limit), uuid=f"{path.stem}-{limit}", cell_ids=False).hide(axis="index")
+    html = style.format(_cell, na_rep="", escape="html").set_table_styles(right).to_html()
+    words = {*frame.columns, *frame.select_dtypes(exclude="number").astype(str).to_numpy().ravel()}
+    note = "; ".join(f"{name}: {text}" for name, text in COLUMNS.items() if name in words)
+    note += "." if note else ""
+    note += f" First {limit} of {len(frame)} rows." if len(frame) > limit else ""
+    return {"path": path, "html": html, "note": note}
+
+
+def _cell(value: Any) -> str:
+    """A number with three decimals (or three digits when it is small), anything else as it is."""
+    if not isinstance(value, float):
+        return str(value)
+    if value.is_integer():
+        return f"{value:.0f}"
+    return f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.3g}"
+
+
+def unreadable(folder: Path) -> dict[str, list[str]]:
+    """Image set -> images that could not be decoded, as a run's embeddings and training cards name them."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, set[str]] = {}
+    for path in sorted((folder / "embeddings").glob("*.safetensors")):
+        with suppress(OSError, SafetensorError, KeyError, ValueError), safe_open(path, "np") as file:
+            lost = json.loads(file.metadata()["facts"])["unreadable"]
+            found.setdefault(re.sub(r"-\w+-\d+$", "", path.stem), set()).update(name for _, name in lost)
+    for path in sorted((folder / "checkpoints").glob("*/card.json")):
+        found.setdefault("train", set()).update(files.read_json(path).get("unreadable", []))
+    return {name: sorted(paths) for name, paths in sorted(found.items()) if paths}
+
+
+def _join(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return json.dumps(value) if isinstance(value, dict) else str(value)

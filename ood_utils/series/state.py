@@ -1,0 +1,218 @@
+"""What there is to run and what must run: the runner says what is done, and a change undoes it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import errors, files, provenance
+from ..config import PACKAGE, Profile
+from ..errors import UserError
+from ..files import hash_of
+
+NOT_IN_NOTEBOOKS = ("series", "tools", "__main__.py")  # parts of the package that change no notebook's result
+KEPT = ("figures", "tables", "results", "checkpoints")  # embeddings are caches keyed by their content
+READ_BY_OTHERS = ("tables/", "results/", "checkpoints/")
+WHY = {
+    "code": "its code changed",
+    "profile": "the profile's values changed",
+    "module": "ood_utils changed",
+    "versions": "package versions changed",
+    "files": "files that it reads changed",
+}
+STATES = {None: "not run yet", "running": "cut off last time", "interactive": "so far run by hand only"}
+Stats = dict[str, tuple[int, int]]  # path below the run -> (bytes, time of change in ns)
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One notebook of the series: its file, the source of its code cells, its first heading."""
+
+    path: Path
+    code: tuple[str, ...]
+    question: str
+
+    @property
+    def name(self) -> str:
+        """File name without the ending, such as 01_modality_gap."""
+        return self.path.stem
+
+    def imports(self) -> set[str]:
+        """Names that may be modules it imports: each ``import a`` and, of ``from a import b``, a and a.b."""
+        found = set()
+        for node in (node for cell in self.code for node in ast.walk(_syntax(cell))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        return found
+
+
+def _syntax(source: str) -> ast.Module:
+    """A cell's syntax tree without its magics; empty where it has a fault, which its execution will name."""
+    with suppress(SyntaxError):
+        return ast.parse(re.sub(r"^[%!].*", "", source, flags=re.M))
+    return ast.Module([], [])
+
+
+def read_notebook(path: Path) -> Notebook:
+    """Read a notebook and check its parameters cell. UserError when it is none or takes other parameters."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        sources = [(c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])) for c in cells]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a notebook ({type(error).__name__}: {error})") from None
+    parameters = next((source for _, source, tags in sources if "parameters" in tags), "")
+    assigned = [node for node in _syntax(parameters).body if isinstance(node, ast.Assign)]
+    names = {target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)}
+    if not {"profile", "run", "changes"} <= names:
+        needed = "a cell tagged 'parameters' that sets profile, run and changes, one a line"
+        raise UserError(f"{path} needs {needed}")
+    prose = "\n".join(source for kind, source, _ in sources if kind == "markdown")
+    heading = re.search(r"^#+ +(.+)$", prose, re.M)
+    code = tuple(source for kind, source, _ in sources if kind == "code")
+    return Notebook(path, code, heading[1].strip() if heading else "")
+
+
+def find(folder: Path) -> list[Notebook]:
+    """The notebooks of the series, in order. UserError when the folder holds none."""
+    found = [read_notebook(path) for path in sorted(folder.glob("0*.ipynb"))]
+    if not found:
+        raise UserError(f"no notebook 0*.ipynb in {folder}; set OOD_ROOT to the project's folder")
+    return found
+
+
+def choose(notebooks: Sequence[Notebook], only: Iterable[str]) -> list[Notebook]:
+    """Those that `only` names (number, name or file name), in the series' order; all when it is empty."""
+    wanted = set()
+    for name in only:
+        stem = Path(name).stem
+        matches = {n.name for n in notebooks if stem in (n.name, n.name.split("_")[0])}
+        if not matches:
+            raise UserError(f"unknown notebook '{name}'{errors.nearest(stem, [n.name for n in notebooks])}")
+        wanted |= matches
+    return [n for n in notebooks if not wanted or n.name in wanted]
+
+
+def tree_hash(path: Path, stat_limit: int = 100_000) -> str:
+    """Hash of a file's, or a folder's, list of names, with size and time for the first `stat_limit` files."""
+    rows: list[tuple] = []
+    for folder, folders, names in os.walk(path) if path.is_dir() else [(str(path.parent), [], [path.name])]:
+        folders.sort()
+        for name in sorted(names):
+            stat = os.stat(os.path.join(folder, name)) if len(rows) < stat_limit else None
+            rows.append((os.path.relpath(folder, path), name, stat and (stat.st_size, stat.st_mtime_ns)))
+    return hash_of(rows)
+
+
+def module_hash(package: Path) -> str:
+    """Hash of every file of the package that a notebook can reach: source, configurations, weights."""
+    paths = {p.relative_to(package): p for p in sorted(package.rglob("*")) if p.is_file()}
+    read = {p: file for p, file in paths.items() if p.parts[0] not in NOT_IN_NOTEBOOKS}
+    return hash_of([(str(p), files.file_hash(f)) for p, f in read.items() if "__pycache__" not in p.parts])
+
+
+class Inputs:
+    """What decides whether a notebook must run: hashes of code, values, module, versions and files read."""
+
+    def __init__(self, profile: Profile, series: Sequence[Notebook], package: Path = PACKAGE) -> None:
+        self.series = series
+        versions = hash_of(provenance.versions())
+        self.common = {"profile": profile.key(), "module": module_hash(package), "versions": versions}
+        names = [profile.data_root, *profile.ood_roots.values(), profile.corpus, profile.pretrained]
+        paths = [Path(name) for name in names if name and Path(name).is_absolute()]
+        self.outside = [(str(path), tree_hash(path)) for path in paths if path.exists()]
+
+    def of(self, notebook: Notebook, record: dict[str, Any]) -> dict[str, str]:
+        """Part -> hash for one notebook, given what earlier ones have written."""
+        earlier = self.series[: self.series.index(notebook)]
+        written = [record["notebooks"].get(other.name, {}).get("outputs", {}) for other in earlier]
+        read = [(path, facts["sha256"]) for outputs in written for path, facts in outputs.items()]
+        read = sorted(row for row in read if row[0].startswith(READ_BY_OTHERS))
+        return {"code": hash_of(notebook.code), **self.common, "files": hash_of([self.outside, read])}
+
+    def reason(self, notebook: Notebook, record: dict[str, Any], folder: Path) -> str | None:
+        """Why a notebook must run, in words, or None when it is done and nothing that matters has changed."""
+        entry = record["notebooks"].get(notebook.name, {})
+        status = entry.get("status")
+        if status != "done":
+            return STATES.get(status, f"{status} last time")
+        current = self.of(notebook, record)
+        if changed := [why for part, why in WHY.items() if entry["inputs"].get(part) != current[part]]:
+            return " and ".join(changed)
+        spoilt = [path for path, facts in entry["outputs"].items() if not _same(folder / path, facts)]
+        copy = Path("notebooks") / notebook.path.name
+        if not (folder / copy).is_file():
+            spoilt.append(str(copy))
+        return f"{spoilt[0]} is missing or was changed" if spoilt else None
+
+
+def _same(path: Path, facts: dict[str, Any]) -> bool:
+    """Whether an output is still what was recorded; its bytes are read only when its time differs."""
+    if not path.is_file() or path.stat().st_size != facts["bytes"]:
+        return False
+    return path.stat().st_mtime_ns == facts["mtime_ns"] or files.file_hash(path) == facts["sha256"]
+
+
+def snapshot(folder: Path) -> Stats:
+    """What is kept of a run; logs and the state of an unfinished training come and go."""
+    found = [p for kind in KEPT for p in sorted((folder / kind).rglob("*")) if p.is_file()]
+    kept = [p for p in found if p.name[0] != "." and p.suffix != ".log" and p.name != "state.pt"]
+    return {p.relative_to(folder).as_posix(): (p.stat().st_size, p.stat().st_mtime_ns) for p in kept}
+
+
+def written(folder: Path, before: Stats, old: Iterable[str] = ()) -> dict[str, Any]:
+    """The files that an execution owns: those written since `before`, and checkpoints that it had (`old`).
+
+    (A training that was finished in an execution that failed later is not repeated.)
+    """
+    owned = {}
+    for path, stat in snapshot(folder).items():
+        if before.get(path) != stat or (path.startswith("checkpoints/") and path in old):
+            owned[path] = {"bytes": stat[0], "mtime_ns": stat[1], "sha256": files.file_hash(folder / path)}
+    return owned
+
+
+def own(folder: Path, record: dict[str, Any], name: str, before: Stats) -> None:
+    """Note what a finished notebook owns. What only its older version wrote goes; a file has one owner."""
+    entry = record["notebooks"][name]
+    old = entry.get("outputs", {})
+    entry["outputs"] = written(folder, before, old)
+    for path in old.keys() - entry["outputs"].keys():
+        (folder / path).unlink(missing_ok=True)
+    for other in record["notebooks"].values():
+        if other is not entry:
+            for path in entry["outputs"].keys() & other.get("outputs", {}).keys():
+                del other["outputs"][path]
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Hold the run folder; UserError when it cannot be written or another runner holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+        free = shutil.disk_usage(folder).free / 2**20
+    except OSError as error:
+        remedy = "set OOD_OUTPUTS to a folder that is"
+        raise UserError(f"outputs folder {folder} is not writable ({error.strerror}); {remedy}") from None
+    with lock:
+        if free < 50:
+            raise UserError(f"only {free:.0f} MiB are free at {folder}; free space or set OOD_OUTPUTS")
+        with suppress(ImportError):  # Windows has no fcntl and goes without
+            import fcntl
+
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                remedy = "wait for it or give another --run"
+                raise UserError(f"another run is at work in {folder}; {remedy}") from None
+        yield
