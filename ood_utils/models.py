@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pickletools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import open_clip
@@ -39,17 +38,6 @@ def model_config(name: str) -> dict:
     return config
 
 
-def preprocess_config(name: str, pretrained: str = "builtin") -> PreprocessCfg:
-    """Image size, mean, std and interpolation that the model expects, without building it."""
-    size = model_config(name)["vision_cfg"].get("image_size", 224)
-    known = open_clip.get_pretrained_cfg(name, pretrained) or {}
-    if name == "GlyphCLIP":
-        known = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    kept = {k: tuple(known[k]) for k in ("mean", "std") if known.get(k)}
-    kept |= {k: known[k] for k in ("interpolation", "resize_mode") if known.get(k)}
-    return PreprocessCfg(size=size, **kept)
-
-
 def transforms(
     name: str, pretrained: str, crop_scale: Sequence[float] = (0.9, 1.0)
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
@@ -59,8 +47,12 @@ def transforms(
     or two of PIL. Training is RandomResizedCrop at ``crop_scale`` (CMA's and FLYP's recipe: 0.9-1.0, bicubic,
     no flip).
     """
-    config = preprocess_config(name, pretrained)
-    augment = AugmentationCfg(scale=tuple(crop_scale))
+    size = model_config(name)["vision_cfg"].get("image_size", 224)
+    known = open_clip.get_pretrained_cfg(name, pretrained) or {}
+    if name == "GlyphCLIP":
+        known = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    given = {k: known[k] for k in ("mean", "std", "interpolation", "resize_mode") if known.get(k)}
+    config, augment = PreprocessCfg(size=size, **given), AugmentationCfg(scale=tuple(crop_scale))
     train = image_transform_v2(config, is_train=True, aug_cfg=augment)
     return _on_bytes(train), _on_bytes(image_transform_v2(config, is_train=False))
 
@@ -83,41 +75,12 @@ def _on_bytes(pipeline: Compose) -> v2.Compose:
 # --- weights files ---
 
 
-def _is_pickle(path: Path) -> bool:
-    """Whether a file is one whole pickle and nothing after it; its opcodes are read, never run."""
-    try:
-        with warnings.catch_warnings(action="ignore"), path.open("rb") as file:
-            for _ in pickletools.genops(file):
-                pass
-            return not file.read(1)  # torch's own old format goes on after its first pickle
-    except (OSError, ValueError, OverflowError, MemoryError):  # no such opcode, cut short, an absurd length
-        return False
-
-
-def _broken(path: Path, fault: Exception) -> UserError:
-    """What kind of file torch or safetensors could not read, and what to do about it, in one sentence."""
-    if "TorchScript" in str(fault):
-        return UserError(
-            f"weights file {path} is a TorchScript archive (OpenAI's own format), which is code; where you "
-            f'trust it, run torch.save(torch.jit.load("{path}", map_location="cpu").state_dict(), NEW_FILE) '
-            "and give NEW_FILE"
-        )
-    if "GLOBAL" in str(fault) or _is_pickle(path):
-        return UserError(
-            f"weights file {path} is a pickle of other things than a state dict of tensors, refused because "
-            "loading it could run code; where you trust it, save its state dict alone with torch.save"
-        )
-    reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
-    reason = reason.split(". ")[0][:120]  # less torch's advice to trust it
-    return UserError(f"weights file {path} is truncated or no weights file at all ({reason}); fetch it again")
-
-
-def _weights_from_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(state dict, metadata) of a local file, never unpickling code; UserError if missing, cut or foreign."""
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(state dict, metadata) of a local file, never unpickling code; UserError for all but plain tensors."""
     if not path.is_file():
-        raise UserError(
-            f"weights file {path} does not exist; give safetensors, a state dict, or an open_clip tag"
-        )
+        remedy = "give safetensors, a state dict, or an open_clip tag"
+        raise UserError(f"weights file {path} does not exist; {remedy}")
+    metadata: dict[str, str] = {}
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -125,40 +88,56 @@ def _weights_from_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return load_file(path), metadata
         with warnings.catch_warnings(action="ignore"):  # torch's own advice on files that are refused anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state) if isinstance(state, dict) else {}
+        if not state or not all(isinstance(v, Tensor) for v in state.values()):
+            raise TypeError("other things than tensors by name")
     except Exception as fault:  # junk can break torch's reader in any way: KeyError, IndexError, ...
-        raise _broken(path, fault) from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"weights file {path} is not a state dict of tensors; save one with models.save")
-    return {k.removeprefix("module."): v for k, v in state.items()}, {}
+        raise _refused(path, fault) from None
+    return {k.removeprefix("module."): v for k, v in state.items()}, metadata
+
+
+def _refused(path: Path, fault: Exception) -> UserError:
+    """Why torch or safetensors did not read a file, and what to do about it, in one sentence."""
+    if "TorchScript" in str(fault):
+        return UserError(
+            f"weights file {path} is a TorchScript archive (OpenAI's own format), which is code; where you "
+            f'trust it, run torch.save(torch.jit.load("{path}", map_location="cpu").state_dict(), NEW_FILE) '
+            "and give NEW_FILE"
+        )
+    reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
+    reason = reason.split(". ")[0][:120]  # less torch's advice to trust it
+    return UserError(
+        f"weights file {path} is no plain state dict of tensors ({reason}): it is truncated, of another "
+        "format, or a pickle, refused because loading it could run code; fetch it again, or, where you trust "
+        "it, save its state dict alone with torch.save"
+    )
 
 
 def _check_activation(model: nn.Module, name: str) -> None:
     """UserError unless the model has its config's activation: with the other one its features are wrong."""
-    quick = bool(model_config(name).get("quick_gelu", False))
-    is_vit = isinstance(model.visual, VisionTransformer)
-    tower = model.visual if is_vit else model  # a ResNet's ReLU tells nothing
+    quick = model_config(name).get("quick_gelu", False)
+    tower = (
+        model.visual if isinstance(model.visual, VisionTransformer) else model
+    )  # a ResNet's ReLU tells nothing
     if any(isinstance(module, QuickGELU) for module in tower.modules()) != quick:
-        raise UserError(
-            f"model {name!r} was built {'without' if quick else 'with'} QuickGELU against its config; "
-            "install the open_clip_torch of requirements.lock"
-        )
+        fault = f"was built {'without' if quick else 'with'} QuickGELU against its config"
+        raise UserError(f"model {name!r} {fault}; install the open_clip_torch of requirements.lock")
 
 
 def _load_weights(model: nn.Module, path: Path, name: str) -> None:
     """Strictly load a local file; the architecture and activation recorded in it must be the model's.
 
-    A file that does not record its model is OpenAI's, trained with QuickGELU, if its path says "openai" (so does
-    the Hugging Face cache's folder) or it holds the three numbers that only OpenAI's own archives have.
+    A file that does not record its model is OpenAI's, trained with QuickGELU, if its path says "openai" (so
+    does the Hugging Face cache's folder) or it holds the three numbers that only OpenAI's own archives have.
     """
-    state, metadata = _weights_from_file(path)
-    openai = "input_resolution" in state or "openai" in f"{path.absolute()} {path.resolve()}".lower()
-    state = {k: v for k, v in state.items() if k not in ("input_resolution", "context_length", "vocab_size")}
-    if (saved := metadata.get("model", name)) != name:
+    state, metadata = _read(path)
+    numbers = [state.pop(k, None) for k in ("input_resolution", "context_length", "vocab_size")]
+    saved, twin = metadata.get("model", name), f"{name}-quickgelu"
+    if saved != name:
         raise UserError(
             f"weights file {path} was saved from model {saved!r}, not {name!r}; set model to match"
         )
-    twin = f"{name}-quickgelu"
+    openai = numbers[0] is not None or "openai" in f"{path.absolute()} {path.resolve()}".lower()
     if openai and "model" not in metadata and twin in open_clip.list_models():
         raise UserError(
             f"weights file {path} is OpenAI's by its path or content, trained with QuickGELU; use model "
@@ -186,36 +165,25 @@ def load(
     """
     config = model_config(name)
     path, tag = _source(name, pretrained)
-    if (
-        tag
-        and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
-        and not config.get("quick_gelu", False)
-    ):
+    quick = tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
+    if quick and not config.get("quick_gelu"):
         raise UserError(f"pretrained {tag!r} was trained with QuickGELU; use model {name + '-quickgelu'!r}")
-    loud = logging.getLogger().level
-    logging.getLogger().setLevel(
-        logging.ERROR
-    )  # open_clip warns of random weights although we load them next
+    logging.disable(logging.WARNING)  # open_clip warns of random weights although they are loaded next
     try:
         model = open_clip.create_model(name, pretrained=tag, device=device)
     except (OSError, RuntimeError) as fault:
         raise _not_had(name, tag, fault) from None
     finally:
-        logging.getLogger().setLevel(loud)
+        logging.disable(logging.NOTSET)
     _check_activation(model, name)
     if path:
         _load_weights(model, path, name)
-    if name == "GlyphCLIP":
-        tokenizer = GlyphTokenizer(config["text_cfg"]["context_length"])
-    else:
-        tokenizer = open_clip.get_tokenizer(name)
+    tokenizer = GlyphTokenizer() if name == "GlyphCLIP" else open_clip.get_tokenizer(name)
     return model.eval(), transforms(name, pretrained)[1], tokenizer
 
 
 def _source(name: str, pretrained: str) -> tuple[Path | None, str | None]:
-    """(path, tag) of the weights, one of them None, both for "random". UserError for neither a file nor a
-    tag.
-    """
+    """(path, tag) of the weights, one of them None, both for "random"; UserError for neither file nor tag."""
     if name == "GlyphCLIP" and pretrained == "builtin":
         return GLYPH_WEIGHTS, None
     if pretrained == "random":
@@ -230,16 +198,15 @@ def _source(name: str, pretrained: str) -> tuple[Path | None, str | None]:
 
 def _not_had(name: str, tag: str | None, fault: Exception) -> UserError:
     reason = str(fault).splitlines()[0][:160]
-    return UserError(
-        f"weights {tag!r} of {name!r} could not be had ({reason}); download them and give the path"
-    )
+    remedy = "download them and give the path"
+    return UserError(f"weights {tag!r} of {name!r} could not be had ({reason}); {remedy}")
 
 
 @dataclass(frozen=True)
 class Network:
-    """A model that is built when it is first needed: its cached embeddings are found by ``key`` alone.
+    """A model (``name``, ``pretrained`` as in ``load``), built when it is first needed.
 
-    ``name``, ``pretrained`` as in ``load``.
+    Cached embeddings are found by its ``key`` alone.
     """
 
     name: str
@@ -249,15 +216,15 @@ class Network:
     def key(self) -> str:
         """Hash of architecture and weights file. UserError when the file cannot be had."""
         path, tag = _source(self.name, self.pretrained)
-        if path is None and tag is None:
-            return weights_hash(self.parts[0])
-        if path is None:
+        if tag:
             try:
                 path = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(self.name, tag)))
             except (OSError, RuntimeError) as fault:
                 raise _not_had(self.name, tag, fault) from None
+        if path is None:
+            return weights_hash(self.parts[0])
         if not path.is_file():
-            _weights_from_file(path)  # says what is wrong
+            _read(path)  # says what is wrong
         return f"{self.name}-{file_hash(path)[:16]}"
 
     @cached_property
@@ -287,7 +254,7 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-class GlyphTokenizer:
+class GlyphTokenizer(SimpleTokenizer):
     """open_clip's CLIP tokenizer with its vocabulary cut to the tokens that glyph names need.
 
     A token outside the cut vocabulary is spelled in byte tokens, so every text has a code. Call with texts,
@@ -295,34 +262,20 @@ class GlyphTokenizer:
     """
 
     def __init__(self, context_length: int = 40) -> None:
-        self.context_length = context_length
-        self._bpe = SimpleTokenizer(context_length=context_length)
+        super().__init__(context_length=context_length)
         kept = json.loads((ASSETS / "GlyphCLIP.vocabulary.json").read_text())
-        self._new = {old: new for new, old in enumerate(kept, start=1)}  # 0 pads
+        self.new = {old: new for new, old in enumerate(kept, start=1)}  # 0 pads
         self.sot_token_id, self.eot_token_id = len(kept) + 1, len(kept) + 2
-        self._word = lru_cache(maxsize=None)(self._encode)
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        codes: list[int] = []
-        for old in self._bpe.encode(text):
-            if old in self._new:
-                codes.append(self._new[old])
-            else:
-                codes += [self._new[self._bpe.encoder[c]] for c in self._bpe.decoder[old].replace("</w>", "")]
-        return tuple(codes)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without start and end."""
-        return [code for word in text.lower().split() for code in self._word(word)]
-
-    def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
-        texts = [texts] if isinstance(texts, str) else texts
-        width = context_length or self.context_length
-        result = torch.zeros(len(texts), width, dtype=torch.long)
-        for row, text in enumerate(texts):
-            codes = [self.sot_token_id, *self.encode(text)[: width - 2], self.eot_token_id]
-            result[row, : len(codes)] = torch.tensor(codes)
-        return result
+        codes: list[int] = []
+        for old in super().encode(text):
+            spelled = (
+                [old] if old in self.new else map(self.encoder.get, self.decoder[old].replace("</w>", ""))
+            )
+            codes += [self.new[token] for token in spelled]
+        return codes
 
 
 def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -331,18 +284,12 @@ def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
     Exact for a causal tower pooled at its end token: what stands after that token cannot reach it.
     Any other tower is run at full width by open_clip.
     """
-    causal = (
-        getattr(model, "attn_mask", None) is not None and getattr(model, "text_pool_type", "") == "argmax"
-    )
-    if not causal:
+    mask, projection = getattr(model, "attn_mask", None), getattr(model, "text_projection", None)
+    if mask is None or model.text_pool_type != "argmax" or not isinstance(projection, Tensor):
         return model.encode_text(tokens)
-    width = int(tokens.argmax(dim=-1).max()) + 1
-    tokens = tokens[:, :width]
+    ends = tokens.argmax(dim=-1)
+    width = int(ends.max()) + 1
     dtype = model.transformer.get_cast_dtype()
-    x = model.token_embedding(tokens).to(dtype) + model.positional_embedding[:width].to(dtype)
-    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:width, :width]))
-    x = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]
-    projection = model.text_projection
-    if projection is None:
-        return x
-    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+    x = model.token_embedding(tokens[:, :width]).to(dtype) + model.positional_embedding[:width].to(dtype)
+    x = model.ln_final(model.transformer(x, attn_mask=mask[:width, :width]))
+    return x[torch.arange(len(x), device=x.device), ends] @ projection

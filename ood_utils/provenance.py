@@ -7,10 +7,13 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 PACKAGES = (
     "torch torchvision open_clip_torch numpy scipy scikit-learn pandas pyarrow umap-learn matplotlib seaborn "
@@ -35,10 +38,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the main packages, read without importing them."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -47,17 +48,13 @@ def machine() -> dict[str, Any]:
     cpu = platform.processor()
     if (info := Path("/proc/cpuinfo")).is_file():
         cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x), cpu)
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, OSError, ValueError):  # Windows
-        memory = 0.0
     gpus = _command("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return {
         "system": platform.platform(),
         "cpu": cpu or platform.machine(),
         "cores": cores(),
-        "memory_gib": round(memory, 1),
-        "gpus": gpus.splitlines() if gpus else [],
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": (gpus or "").splitlines(),
     }
 
 
@@ -83,7 +80,7 @@ def provenance() -> dict[str, Any]:
 
 
 def torch_facts() -> dict[str, Any] | None:
-    """torch's threads, determinism and CUDA; None where torch has not been imported (it never is for this)."""
+    """torch's threads, determinism and CUDA; None where torch is not imported yet (it never is for this)."""
     if (torch := sys.modules.get("torch")) is None:
         return None
     cuda = torch.cuda.is_available()

@@ -47,14 +47,12 @@ def test_wordnet_reads_princeton_files(dict_folder: Path) -> None:
         ("anchor", "noun"),
         ("yellow lady's slipper", "noun"),
     ]
-    everything = [word for word, _ in corpus.wordnet(dict_folder, (), every_word=True)]
-    assert {"dog", "canis familiaris", "bread", "reddish", "cypripedium"} < set(everything)
+    everything = [word for word, _ in corpus.wordnet(dict_folder, ())]
+    assert {"canis familiaris", "bread"} < set(everything) and "dog" not in everything
     assert "abkhazian" not in [word for word, _ in corpus.wordnet(dict_folder, corpus.CSP_LEFT_OUT)]
 
 
 def test_wordnet_refuses_other_folders(dict_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="noun.fish"):
-        corpus.wordnet(dict_folder, ("noun.fish",))
     (dict_folder / "data.adj").write_text("just some text\n")
     with pytest.raises(UserError, match="data.adj is no Princeton"):
         corpus.wordnet(dict_folder)
@@ -93,7 +91,6 @@ def test_conjugated_names_depend_on_their_own_word_alone() -> None:
         assert (first, part) == (word, "conjugated") and second in corpus.CSP_SUPERCLASSES
     assert corpus.conjugate(words[:1]) == found[:1]
     many = [(f"w{i}", "adj") for i in range(1400)]
-    assert corpus.conjugate(many, seed=1) != corpus.conjugate(many)
     counts = Counter(name.split()[1] for name, _ in corpus.conjugate(many))
     assert len(counts) == 14 and max(counts.values()) < 150
 

@@ -156,5 +156,5 @@ def test_a_set_of_files_knows_what_decides_its_pixels(paths: list[Path], tmp_pat
     others = [made(transform=torch.nn.Identity()), made(seed=0), made(seed=1), made(labels=np.arange(3))]
     paths[0].write_bytes(paths[0].read_bytes() + b"more")
     assert len({found.fingerprint, *others, made()}) == 6
-    with pytest.raises(UserError, match=r"image set 'cars' is empty: no image \(\.jpg, "):
+    with pytest.raises(UserError, match=r"image set 'cars' is empty: .* no image \(\.jpg, "):
         files_set("cars", "far", tmp_path, [], crop)

@@ -1,8 +1,7 @@
-"""In-distribution and out-of-distribution image sets. A lane is a file of ``data/lanes`` and what it needs.
+"""In-distribution and out-of-distribution image sets, one ``Study`` whatever the lane (a file of ``lanes/``).
 
-Everything downstream sees one shape, a ``Study``. Training images are asked for by *key* = epoch * n + index,
-and the random view is a function of (seed, key) alone: workers, processes and resumed runs all see the same
-pictures.
+Training images are asked for by *key* = epoch * n + index, and the random view is a function of (seed, key)
+alone: workers, processes and resumed runs all see the same pictures.
 """
 
 from __future__ import annotations

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 NEGLABEL_LEFT_OUT = ("noun.animal", "noun.food")  # lexicographer files absent from NegLabel's corpus
 CSP_LEFT_OUT = (*NEGLABEL_LEFT_OUT, "noun.person", "noun.quantity", "noun.group", "adj.pert")
 CSP_SUPERCLASSES = (
-    "environment", "space", "object", "scene", "place", "item", "area",
-    "view", "thing", "pattern", "structure", "landscape", "vista", "creature",
-)  # fmt: skip
+    "environment space object scene place item area view thing pattern structure landscape vista creature"
+).split()
 _NOUNS = (
     "Tops act animal artifact attribute body cognition communication event feeling food group location "
     "motive object person phenomenon plant possession process quantity relation shape state substance time"
 ).split()
 # lexnames(5WN): file number -> name; fixed in every Princeton release, and Debian ships no lexnames file
-_LEXICOGRAPHER = {"noun": dict(enumerate(_NOUNS, start=3)), "adj": {0: "all", 1: "pert", 44: "ppl"}}
+_FILES = {number: f"noun.{name}" for number, name in enumerate(_NOUNS, start=3)}
+_FILES |= {0: "adj.all", 1: "adj.pert", 44: "adj.ppl"}
 
 
 def load_corpus(profile: Profile, names: Sequence[tuple[str, str]] | None = None) -> list[tuple[str, str]]:
@@ -34,24 +34,19 @@ def load_corpus(profile: Profile, names: Sequence[tuple[str, str]] | None = None
     ``profile.corpus``: "names" (``names`` of the lane, by default ImageNet's), a WordNet ``dict`` folder, or
     a text file with a noun a line. UserError when it is none of these.
     """
-    whole = names if profile.corpus == "names" and names is not None else _read_corpus(profile)
-    return [whole[i] for i in subset(len(whole), profile.corpus_words, profile.data_seed)]
-
-
-def _read_corpus(profile: Profile) -> list[tuple[str, str]]:
+    path = Path(profile.corpus).expanduser()
     if profile.corpus == "names":
         from open_clip import IMAGENET_CLASSNAMES
 
-        return [(name, "noun") for name in sorted(set(IMAGENET_CLASSNAMES))]
-    path = Path(profile.corpus).expanduser()
-    if path.is_dir():
-        return conjugate(wordnet(path, CSP_LEFT_OUT)) if profile.conjugated else wordnet(path)
-    if not path.is_file():
-        raise UserError(
-            f"corpus {profile.corpus!r} is neither 'names', a WordNet dict folder nor a text file"
-        )
-    words = {line.strip() for line in path.read_text().splitlines()} - {""}
-    return [(word, "noun") for word in sorted(words)]
+        whole = names or [(name, "noun") for name in sorted(set(IMAGENET_CLASSNAMES))]
+    elif path.is_dir():
+        whole = conjugate(wordnet(path, CSP_LEFT_OUT)) if profile.conjugated else wordnet(path)
+    elif path.is_file():
+        lines = {line.strip() for line in path.read_text().splitlines()}
+        whole = [(word, "noun") for word in sorted(lines - {""})]
+    else:
+        raise UserError(f"corpus {str(path)!r} is neither 'names', a WordNet dict folder nor a text file")
+    return [whole[i] for i in subset(len(whole), profile.corpus_words, profile.data_seed)]
 
 
 def corpus_need(corpus: str) -> Need:
@@ -63,24 +58,24 @@ def corpus_need(corpus: str) -> Need:
     return Need(path.exists() and not gone, what, remedy)
 
 
-def conjugate(corpus: Sequence[tuple[str, str]], seed: int = 0) -> list[tuple[str, str]]:
+def conjugate(corpus: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """CSP's corpus: each adjective becomes "adjective superclass", the part "conjugated"; nouns stay.
 
-    The superclass is one of 14 broad words (``CSP_SUPERCLASSES``), picked by a hash of ``seed`` and the
-    adjective: as good as random, and the same whatever else the corpus holds (the official code draws in
-    corpus order). Pass ``wordnet(folder, CSP_LEFT_OUT)``; a conjugated name is a noun phrase and takes the
-    nouns' prompt. Source: CSP (arXiv 2410.08611).
+    The superclass is one of 14 broad words (``CSP_SUPERCLASSES``), picked by a hash of the adjective: as good
+    as random, and the same whatever else the corpus holds (the official code draws in corpus order). Pass
+    ``wordnet(folder, CSP_LEFT_OUT)``; a conjugated name is a noun phrase and takes the nouns' prompt.
+    Source: CSP (arXiv 2410.08611).
     """
-    pick = [zlib.crc32(f"{seed} {word}".encode()) % len(CSP_SUPERCLASSES) for word, _ in corpus]
-    return [
-        (f"{word} {CSP_SUPERCLASSES[k]}", "conjugated") if part == "adj" else (word, part)
-        for (word, part), k in zip(corpus, pick, strict=True)
-    ]
+    found = []
+    for word, part in corpus:
+        if part == "adj":
+            pick = zlib.crc32(f"0 {word}".encode()) % len(CSP_SUPERCLASSES)
+            word, part = f"{word} {CSP_SUPERCLASSES[pick]}", "conjugated"
+        found.append((word, part))
+    return found
 
 
-def wordnet(
-    dict_folder: str | Path, left_out: Collection[str] = NEGLABEL_LEFT_OUT, every_word: bool = False
-) -> list[tuple[str, str]]:
+def wordnet(dict_folder: str | Path, left_out: Collection[str] = NEGLABEL_LEFT_OUT) -> list[tuple[str, str]]:
     """(word, "noun" or "adj") of a Princeton-format ``dict`` folder: the corpus of NegLabel.
 
     Reads ``data.noun`` and ``data.adj`` line by line (nltk's reader needs fifteen files, of which Debian's
@@ -88,19 +83,14 @@ def wordnet(
     become spaces, markers of syntax such as "(p)" go. Order: lexicographer files by name (adj.all, adj.pert,
     adj.ppl, noun.Tops, ...), words sorted within; a word counts once, where it comes first, so some nouns are
     listed as adjectives, as in NegLabel. ``left_out`` names files to skip. Only the first word of a synset is
-    taken: WordNet 3.0 then gives 70,794, each file within 1 % of NegLabel's but adj.all (10 % more);
-    ``every_word=True`` takes all 120,269 of them. Raises UserError for a missing or foreign file.
+    taken: WordNet 3.0 then gives 70,794 (120,269 with all words), each file within 1 % of NegLabel's but
+    adj.all (10 % more). Raises UserError for a missing or foreign file.
     """
-    files = {f"{part}.{name}": set() for part, names in _LEXICOGRAPHER.items() for name in names.values()}
-    for part in _LEXICOGRAPHER:
-        for _, name, words in _synsets(dict_folder, part):
-            files[name].update(words if every_word else words[:1])
-    if unknown := sorted(set(left_out) - set(files)):
-        raise UserError(f"left_out names {unknown[0]!r}, which is none of {', '.join(sorted(files))}.")
+    synsets = [*_synsets(dict_folder, "noun"), *_synsets(dict_folder, "adj")]
+    found = {(file, word) for _, file, words in synsets if file not in left_out for word in words[:1]}
     ordered: dict[str, str] = {}
-    for name in sorted(set(files) - set(left_out)):
-        for word in sorted(files[name]):
-            ordered.setdefault(word, name.split(".")[0])
+    for file, word in sorted(found):
+        ordered.setdefault(word, file.split(".")[0])
     return list(ordered.items())
 
 
@@ -119,18 +109,11 @@ def _synsets(dict_folder: str | Path, part: str) -> Iterator[tuple[str, str, lis
     try:
         for line in path.read_text("utf-8").splitlines():
             if line.strip() and not line.startswith(" "):  # the licence is indented
-                yield line.split()[0], *_synset(line, part)
+                # offset, file number, type, hexadecimal count of words, (word, id) for each, ...
+                offset, number, _, count, *rest = line.split()
+                bare = (re.sub(r"\((a|p|ip)\)$", "", word) for word in rest[: 2 * int(count, 16) : 2])
+                yield offset, _FILES[int(number)], [word.replace("_", " ").lower() for word in bare]
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); give a dict folder of WordNet."
-        ) from error
-    except (ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a dict folder of WordNet.") from None
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path} is no Princeton WordNet data file; give WordNet's dict folder.") from error
-
-
-def _synset(line: str, part: str) -> tuple[str, list[str]]:
-    """(lexicographer file, words) of a line: offset, file number, type, hex count of words, (word, id) ..."""
-    fields = line.split()
-    words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
-    name = f"{part}.{_LEXICOGRAPHER[part][int(fields[1])]}"
-    return name, [re.sub(r"\((a|p|ip)\)$", "", word).replace("_", " ").lower() for word in words]

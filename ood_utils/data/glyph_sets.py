@@ -36,17 +36,17 @@ class GlyphViews(Dataset):
 
 
 def drawn(name: str, group: str, drawings: np.ndarray, labels: np.ndarray, seed: int) -> ImageSet:
-    """Views of the world's drawings."""
+    """Views of the world's drawings (indices), with a label for each."""
     world = glyph_world.world()
     pairs = zip(world.character[drawings], world.face[drawings], strict=True)
     ids = [f"{world.names[c]} · {glyph_world.FACES[f]}" for c, f in pairs]
-    return _views(name, group, world.alphas[drawings], labels, ids, seed)
+    return _views(name, group, world.alphas[drawings], labels.astype(np.int64), ids, seed)
 
 
 def _views(
     name: str, group: str, alphas: np.ndarray, labels: np.ndarray, ids: list[str], seed: int
 ) -> ImageSet:
-    labels, pool = np.asarray(labels, dtype=np.int64), _neutral_drawings()
+    pool = _neutral_drawings()
     set_seed = (seed << 32) + int(hashlib.sha256(name.encode()).hexdigest()[:7], 16)
     dataset = GlyphViews(alphas, labels, pool, set_seed)
     fingerprint = digest(name, alphas, labels, pool, set_seed, glyph_world.VERSION)
@@ -69,7 +69,7 @@ def digits(most: int, seed: int) -> ImageSet:
     known = load_digits()
     chosen = subset(len(known.images), most, seed)
     small = [Image.fromarray((d * 15.9).astype(np.uint8)).resize((24, 24), 3) for d in known.images[chosen]]
-    ink = np.stack([np.pad(np.asarray(d), (glyph_world.CANVAS - 24) // 2) for d in small])
+    ink = np.pad(np.stack(small), [(0, 0), (8, 8), (8, 8)])  # to CANVAS
     ids = [f"handwritten digit {known.target[i]} · number {i}" for i in chosen]
     return _views("digits", "unseen", ink, np.full(len(ids), -1), ids, seed)
 
@@ -79,13 +79,14 @@ def photos(most: int, seed: int) -> ImageSet:
     from sklearn.datasets import load_sample_images
 
     known, rng, patches, ids = load_sample_images(), np.random.default_rng([seed, 1]), [], []
-    edge = (glyph_world.SIDE, glyph_world.SIDE)
     for number in range(most or 800):
         which = number % len(known.images)
         photo, size = known.images[which], int(rng.integers(48, 160))
         y, x = (int(rng.integers(0, length - size)) for length in photo.shape[:2])
-        patch = Image.fromarray(photo[y : y + size, x : x + size]).resize(edge, 3)
-        patches.append(np.asarray(patch))
+        patch = Image.fromarray(photo[y : y + size, x : x + size])
+        patches.append(
+            np.asarray(patch.resize((glyph_world.SIDE, glyph_world.SIDE), Image.Resampling.BICUBIC))
+        )
         ids.append(f"photograph of {Path(known.filenames[which]).stem} · patch {x},{y} of {size} px")
     pixels = torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2).float() / 127.5 - 1
     labels = np.full(len(ids), -1, dtype=np.int64)

@@ -1,12 +1,7 @@
 """The glyph world: a real image-text data set that every machine with matplotlib already has.
 
-matplotlib ships the DejaVu and STIX fonts. Each character they draw is a human-made picture with an
-official name (``unicodedata.name``), in up to 16 faces. This module renders those drawings, sorts the
-characters into in-distribution (ID) classes, out-of-distribution (OoD) sets and a negative-label
-corpus, and turns drawings into small cluttered photographs of themselves ("views").
-
-Nothing here is random without a seed: a view is a function of (seed, key) alone, so that a training
-run can be resumed, split over processes, or replayed image by image.
+Each character of matplotlib's DejaVu and STIX fonts is a human-made picture with an official name, in up to
+16 faces. They are rendered, sorted into ID classes and OoD sets, and photographed ("views").
 """
 
 from __future__ import annotations
@@ -15,17 +10,17 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.sparse.csgraph import connected_components
@@ -53,8 +48,16 @@ VALIDATION_FACES = ("DejaVuSans-BoldOblique",)  # never trained on; every choice
 TRAIN_FACES = tuple(f for f in FACES if f not in TEST_FACES + VALIDATION_FACES)
 
 _LETTER = re.compile(r"(latin|greek|cyrillic) (small|capital) letter ")
-_SCRIPT = re.compile(r"((armenian (small|capital)|georgian|hebrew|lao) (capital )?letter|georgian capital)")
-_PICTOGRAPH = re.compile(r"playing card|domino tile|.*\bface\b|.*chess |.*die face")
+# how the names of each OoD set begin; the first that fits counts
+_SETS = {
+    "accented": r"latin (small|capital) letter .*with ",
+    "val_accented": r"(greek|cyrillic) (small|capital) letter .*with ",
+    "scripts": r"((armenian (small|capital)|georgian|hebrew|lao) (capital )?letter|georgian capital)",
+    "braille": "braille pattern",
+    "syllabics": "canadian syllabics",
+    "pictographs": r"playing card|domino tile|.*\bface\b|.*chess |.*die face",
+    "arrows": r"(.* )?arrow( |$)",
+}
 _DRAWING = np.dtype([("codepoint", "i4"), ("face", "i4"), ("alpha", "u1", (CANVAS, CANVAS))])
 # what is random in a view, in the order in which it is drawn: name -> how many numbers, uniform in [0, 1)
 _DRAWS = {
@@ -89,9 +92,9 @@ class World:
 class Concepts:
     """Who is in-distribution and who is not; every value is a tuple of character indices of the world.
 
-    ``classes``: one tuple per ID class, look-alikes (same drawing, several names) together, the one with
-    the smallest codepoint first. ``sets``: OoD set name -> characters. ``removed``: set name ->
-    characters left out of that set because they are drawn exactly like an ID letter.
+    ``classes``: one tuple per ID class, look-alikes (same drawing, several names) together, the one with the
+    smallest codepoint first. ``sets``: OoD set -> characters; ``removed``: the same for those left out of it
+    because they are drawn exactly like an ID letter.
     """
 
     classes: tuple[tuple[int, ...], ...]
@@ -198,30 +201,25 @@ def world() -> World:
 
 def _set_of(codepoint: int, name: str) -> str | None:
     """The OoD set a character's name and block put it in, or None."""
-    if _LETTER.match(name) and " with " in name:
-        return "accented" if name.startswith("latin") else "val_accented"
-    if _SCRIPT.match(name):
-        return "scripts"
-    if name.startswith("braille pattern"):
-        return "braille"
-    if name.startswith("canadian syllabics"):
-        return "syllabics"
-    if _PICTOGRAPH.match(name):
-        return "pictographs"
-    if "arrow" in name.split():
-        return "arrows"
+    for label, pattern in _SETS.items():
+        if re.match(pattern, name):
+            return label
     if 0x2200 <= codepoint < 0x2300 or 0x2500 <= codepoint < 0x2600 or 0x2A00 <= codepoint < 0x2B00:
         return "val_symbols"  # mathematical operators, box drawing, blocks, geometric shapes
     return None
 
 
-def _same_pixels(everything: World, letters: set[int]) -> Counter[tuple[int, int]]:
-    """(character, one of ``letters``) -> in how many text faces the two are the same pixels, where in any."""
-    same: dict[tuple[int, bytes], list[int]] = defaultdict(list)
-    for d in np.flatnonzero(everything.face < len(TEXT_FACES)):
-        same[int(everything.face[d]), everything.alphas[d].tobytes()].append(int(everything.character[d]))
-    pairs = (pair for group in same.values() for pair in permutations(group, 2))
-    return Counter(pair for pair in pairs if pair[1] in letters)
+def _same_pixels(everything: World, letters: np.ndarray) -> pd.DataFrame:
+    """In how many text faces a character (row) and one of ``letters`` (column) are the same pixels.
+
+    Characters that are so with none in any face have no row.
+    """
+    pixels = [alpha.tobytes() for alpha in everything.alphas]
+    columns = {"face": everything.face, "pixels": pixels, "character": everything.character}
+    drawings = pd.DataFrame(columns).query(f"face < {len(TEXT_FACES)}")
+    of_letters = drawings[drawings["character"].isin(letters)].rename(columns={"character": "letter"})
+    pairs = drawings.merge(of_letters, on=["face", "pixels"])
+    return pd.crosstab(pairs["character"], pairs["letter"])
 
 
 @lru_cache(maxsize=1)
@@ -232,12 +230,11 @@ def concepts() -> Concepts:
     whole = np.bincount(text, minlength=len(everything.names)) == len(TEXT_FACES)
     is_letter = [bool(_LETTER.match(name)) and " with " not in name for name in everything.names]
     letters = np.flatnonzero(whole & is_letter)
-    agreed = _same_pixels(everything, set(letters.tolist()))
-    alike = np.array([[agreed[a, b] for b in letters.tolist()] for a in letters.tolist()])
+    agreed = _same_pixels(everything, letters)
     # chained: whoever looks like one of a class belongs to it
-    count, group = connected_components(alike >= len(TEXT_FACES) / 2)
+    count, group = connected_components(agreed.loc[letters].to_numpy() >= len(TEXT_FACES) / 2)
     classes = sorted(tuple(letters[group == k].tolist()) for k in range(count))
-    twins = {character for character, _ in agreed}  # equal to an ID letter in any face
+    twins = set(agreed.index)  # equal to an ID letter in any face
     sets: dict[str, tuple[int, ...]] = defaultdict(tuple)
     removed: dict[str, tuple[int, ...]] = defaultdict(tuple)
     for i in np.setdiff1d(range(len(everything.names)), letters).tolist():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
@@ -22,8 +23,6 @@ def read_image(path: str | Path) -> Tensor:
 
     Raises UnreadableImage naming the file.
     """
-    from PIL import Image
-
     path = str(path)
     if path.lower().endswith((".jpg", ".jpeg")):
         try:
@@ -40,14 +39,14 @@ def read_image(path: str | Path) -> Tensor:
 class ImageFiles(Dataset):
     """Images of a list of files; item KEY -> (transformed image, label of file key % n).
 
-    A random transform draws from a generator seeded by (seed, key). Raises UnreadableImage naming the file.
+    With a ``seed`` the transform's random numbers are a function of (seed, key). Errors as ``read_image``.
     """
 
     def __init__(
         self, paths: Sequence[Path], labels: np.ndarray, transform: Callable, seed: int | None = None
     ) -> None:
-        self.paths, self.labels, self.transform = [str(p) for p in paths], labels, transform
-        self.seed = seed
+        self.paths, self.labels = [str(p) for p in paths], labels
+        self.transform, self.seed = transform, seed
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -74,10 +73,25 @@ def files_set(
 ) -> ImageSet:
     """An ImageSet of files below ``root``; without labels all are OoD (-1). UserError where there is none."""
     if not len(paths):
-        raise UserError(f"image set {name!r} is empty: no image ({', '.join(IMAGE_SUFFIXES)}) below {root}")
-    labels = np.full(len(paths), -1) if labels is None else np.asarray(labels)
-    labels = labels.astype(np.int64)
+        suffixes = ", ".join(IMAGE_SUFFIXES)
+        raise UserError(f"image set {name!r} is empty: {root} is missing or has no image ({suffixes})")
+    labels = np.full(len(paths), -1) if labels is None else labels.astype(np.int64)
     ids = [str(p.relative_to(root)) for p in paths]
     sizes = [p.stat().st_size for p in paths]
     fingerprint = digest(name, ids, sizes, labels, repr(transform), seed)
     return ImageSet(name, group, ImageFiles(paths, labels, transform, seed), labels, ids, fingerprint)
+
+
+def class_set(
+    name: str,
+    root: Path,
+    paths: np.ndarray,
+    labels: np.ndarray,
+    kept: np.ndarray,
+    transform: Callable,
+    seed: int | None = None,
+) -> ImageSet:
+    """The ID images whose class is in ``kept`` (sorted indices); their labels are positions in it."""
+    chosen = np.isin(labels, kept)
+    positions = np.searchsorted(kept, labels[chosen])
+    return files_set(name, "id", root, paths[chosen], transform, positions, seed)

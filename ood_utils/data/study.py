@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Need:
-    """One thing that a profile needs. ok is None for a plain fact; ``fault`` is the word shown where ok is
-    False.
-    """
+    """One thing that a profile needs; ``ok`` is None for a plain fact, ``fault`` the word shown for False."""
 
     ok: bool | None
     what: str
@@ -73,6 +72,14 @@ class Study:
         return {"id_val": self.id_val, "id_test": self.id_test, **self.ood, **self.validation}
 
 
+def by_use(sets: Iterable[ImageSet]) -> dict[str, dict[str, ImageSet]]:
+    """OoD sets by name: {"ood": those for the test, "validation": those for choices}."""
+    found: dict[str, dict[str, ImageSet]] = {"ood": {}, "validation": {}}
+    for one in sets:
+        found["validation" if one.group == "validation" else "ood"][one.name] = one
+    return found
+
+
 def digest(*parts: object) -> str:
     """Hash (16 hex) of arrays by their bytes and of anything else by its repr."""
     hashed = hashlib.sha256()
@@ -83,7 +90,7 @@ def digest(*parts: object) -> str:
 
 def subset(count: int, most: int, seed: int) -> np.ndarray:
     """Sorted indices of at most ``most`` of ``count`` things (0 = all), drawn without replacement."""
-    if most <= 0 or most >= count:
+    if not 0 < most < count:
         return np.arange(count)
     return np.sort(np.random.default_rng([seed, count]).permutation(count)[:most])
 

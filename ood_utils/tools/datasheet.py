@@ -15,7 +15,7 @@ def datasheet() -> str:
         return between.join(world.names[c] for c in characters)
 
     rows = []
-    first = {"ID classes, first name of each": [group[0] for group in known.classes]}
+    first = {"ID classes, first name of each": tuple(group[0] for group in known.classes)}
     for name, characters in (first | known.sets).items():
         group = glyphs.GROUPS.get(name, "id")
         faces = glyphs.VALIDATION_FACES if group == "validation" else glyphs.TEST_FACES

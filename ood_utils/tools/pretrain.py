@@ -23,6 +23,7 @@ from ..files import atomic_write, replacing
 from ..provenance import provenance
 from ..store import OUTPUTS
 
+BATCH = 256  # image-text pairs a step
 TEMPLATES = ("{}", "a {}", "the nice {}", "an image of a {}")
 LETTER_WEIGHT = 0.5  # how often an ID letter's drawing is shown beside any other: leaves fine-tuning a task
 PARTIAL = 0.7  # share of captions that lose words: information imbalance makes the gap (Schrodi et al. 2025)
@@ -30,12 +31,10 @@ PARTIAL = 0.7  # share of captions that lose words: information imbalance makes 
 
 def vocabulary() -> list[int]:
     """Ids of open_clip's BPE that glyph names and templates need, and all single bytes; sorted."""
-    bpe = SimpleTokenizer()
-    needed = {bpe.encoder[c] for c in bytes_to_unicode().values()}
-    for text in [*glyphs.world().names, *TEMPLATES]:
-        needed.update(bpe.encode(text.replace("{}", "")))
-    needed.update(bpe.encode("a photo of this is drawing without no not containing"))
-    return sorted(needed)
+    bpe, more = SimpleTokenizer(), "a photo of this is drawing without no not containing"
+    texts = [*glyphs.world().names, *TEMPLATES, more]
+    needed = {code for text in texts for code in bpe.encode(text.replace("{}", ""))}
+    return sorted(needed | {bpe.encoder[c] for c in bytes_to_unicode().values()})
 
 
 class Batches:
@@ -93,7 +92,7 @@ def calibration(
     labels = torch.tensor([first.index(c) for c in world.character[picked]])
     pool = world.alphas[world.pick(range(len(world.names)), glyphs.TRAIN_FACES)]
     images = glyphs.views(world.alphas[picked], pool, range(len(picked)), seed=1)
-    device = next(model.parameters()).device
+    device = model.logit_scale.device
     tokens = tokenizer([f"a {world.names[c]}" for c in first]).to(device)
     image = F.normalize(model.encode_image((images.to(device) - 0.5) / 0.5), dim=-1)
     text = F.normalize(models.encode_text(model, tokens), dim=-1)
@@ -108,7 +107,7 @@ def calibration(
     }
 
 
-class Pretraining:
+class _Pretraining:
     """A model, its optimiser (AdamW, biases and norms not decayed), schedule and log; saved and resumed."""
 
     def __init__(self, steps: int, lr: float, seed: int, checkpoint: Path | None, device: str) -> None:
@@ -126,16 +125,15 @@ class Pretraining:
         self.parts = {"model": self.model, "optimiser": self.optimiser, "rate": self.rate}
         if checkpoint and checkpoint.exists():
             state = torch.load(checkpoint, weights_only=True, map_location=device)
+            self.step, self.log = state["step"], state["log"]
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
-            self.step, self.log = state["step"], state["log"]
 
     def advance(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """One optimiser step on a batch; returns the loss."""
         device = self.model.logit_scale.device
         self.model.train()
-        images = images.to(device, memory_format=torch.channels_last)
-        loss = _loss(self.model, images, tokens.to(device))
+        loss = _loss(self.model, images.to(device, memory_format=torch.channels_last), tokens.to(device))
         self.optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -155,14 +153,14 @@ class Pretraining:
 
 
 def pretrain(
-    steps: int = 4_000,
-    batch: int = 256,
+    steps: int,
     lr: float = 1e-3,
     seed: int = 0,
     checkpoint: Path | None = None,
     device: str = "cpu",
-    log_every: int = 500,
     stop_at: int = 0,
+    batch: int = BATCH,
+    log_every: int = 500,
 ) -> tuple[torch.nn.Module, list[dict[str, float]]]:
     """Train GlyphCLIP from scratch with the CLIP loss at a fixed logit scale of 100; returns (model, log).
 
@@ -170,7 +168,7 @@ def pretrain(
     interruption would.
     """
     tokenizer = models.GlyphTokenizer()
-    run, batches = Pretraining(steps, lr, seed, checkpoint, device), Batches(tokenizer, batch, seed)
+    run, batches = _Pretraining(steps, lr, seed, checkpoint, device), Batches(tokenizer, batch, seed)
     began, todo = time.time(), range(run.step, stop_at or steps)
     for step in tqdm(todo, initial=run.step, total=steps, unit="step", mininterval=10):
         loss = run.advance(*batches(step))
@@ -182,12 +180,14 @@ def pretrain(
 
 def card(model: torch.nn.Module, log: list[dict[str, float]], options: argparse.Namespace) -> dict[str, Any]:
     """The model card: data, recipe, seed, commit, hardware, minutes, hash, accuracy on unseen faces."""
-    tokenizer, facts, minutes = models.GlyphTokenizer(), provenance(), round(log[-1]["seconds"] / 60, 1)
+    tokenizer, facts = models.GlyphTokenizer(), provenance()
+    faces = {"validation_faces": glyphs.VALIDATION_FACES, "test_faces": glyphs.TEST_FACES}
+    minutes = round(log[-1]["seconds"] / 60, 1)
     return {
         "model": "GlyphCLIP",
         "data": f"all named glyphs, {len(glyphs.TRAIN_FACES)} training faces (docs/DATASHEET.md)",
         "recipe": {
-            "steps": options.steps, "stopped_at": log[-1]["step"], "batch": 256,
+            "steps": options.steps, "stopped_at": log[-1]["step"], "batch": BATCH,
             "optimiser": "AdamW (0.9, 0.98), decay 0.1", "lr": options.lr, "schedule": "500 warm-up, cosine",
             "logit_scale": 100, "partial_captions": PARTIAL, "letter_weight": LETTER_WEIGHT,
             "templates": TEMPLATES, "image_tower_precision": "bf16",
@@ -198,44 +198,37 @@ def card(model: torch.nn.Module, log: list[dict[str, float]], options: argparse.
         "minutes": {"CPU, 1 thread (shared machine)": minutes, "GPU": "not yet measured"},
         "weights_hash": models.weights_hash(model),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "calibration": {
-            f"{part}_faces": calibration(model, tokenizer, faces)
-            for part, faces in (("validation", glyphs.VALIDATION_FACES), ("test", glyphs.TEST_FACES))
-        },
+        "calibration": {part: calibration(model, tokenizer, chosen) for part, chosen in faces.items()},
         "log": [{k: row[k] for k in ("step", "loss", "top1", "centroid_gap")} for row in log],
     }  # fmt: skip
 
 
-def install(model: torch.nn.Module, log: list[dict[str, float]], options: argparse.Namespace) -> None:
-    """Write the package's weights (float16) and then the card, measured on what was written."""
-    models.save(model, models.GLYPH_WEIGHTS, "GlyphCLIP", half=True)
-    shipped, _, _ = models.load()
-    facts = json.dumps(card(shipped, log, options), indent=1)
-    atomic_write(models.ASSETS / "GlyphCLIP.card.json", facts + "\n")
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Train (resuming from the checkpoint); ``--install`` makes the result the package's model."""
+    """Train (resuming from the checkpoint); ``--install`` makes the result the package's model (float16) and
+    writes its card, measured on what was written.
+    """
     parser = argparse.ArgumentParser(
         prog="ood pretrain", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    place = OUTPUTS / "pretrain" / "checkpoint.pt"
-    parser.add_argument("--steps", type=int, default=4_000, help="optimiser steps of 256 image-text pairs")
-    parser.add_argument("--stop-at", type=int, default=0, help="stop there, mid-schedule; 0 = at the end")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches, captions and views")
-    parser.add_argument("--checkpoint", type=Path, default=place, help="written and resumed")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = torch's choice")
-    parser.add_argument("--hardware", default="", help="what to call this machine in the card")
-    parser.add_argument("--install", action="store_true", help="write weights and card into the package")
+    add, place = parser.add_argument, OUTPUTS / "pretrain" / "checkpoint.pt"
+    add("--steps", type=int, default=4_000, help=f"optimiser steps of {BATCH} image-text pairs")
+    add("--stop-at", type=int, default=0, help="stop there, mid-schedule; 0 = at the end")
+    add("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
+    add("--seed", type=int, default=0, help="of weights, batches, captions and views")
+    add("--checkpoint", type=Path, default=place, help="written and resumed")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add("--threads", type=int, default=0, help="CPU threads, 0 = torch's choice")
+    add("--hardware", default="", help="what to call this machine in the card")
+    add("--install", action="store_true", help="write weights and card into the package")
     options = parser.parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
     names = ("steps", "lr", "seed", "checkpoint", "device", "stop_at")
     model, log = pretrain(**{name: getattr(options, name) for name in names})
     if options.install:
-        install(model.to("cpu"), log, options)
+        models.save(model.to("cpu"), models.GLYPH_WEIGHTS, "GlyphCLIP", half=True)
+        facts = json.dumps(card(models.load()[0], log, options), indent=1)
+        atomic_write(models.ASSETS / "GlyphCLIP.card.json", facts + "\n")
 
 
 if __name__ == "__main__":

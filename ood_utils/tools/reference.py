@@ -1,16 +1,15 @@
-"""The one committed run: ``make reference`` copies a finished run into outputs/reference.
+"""The one committed run: ``make reference`` copies a finished run, without its bulk, into outputs/reference.
 
-Small enough for git (at most 3 MB): report, notebook pages, figures, csv tables and results; no weights,
-embeddings or parquet. The README's headline table is written from it, between two marks.
+The README's headline table is written from it, between two marks.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 import shutil
 import sys
+from base64 import b64decode, b64encode
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +19,10 @@ from .. import config, store
 from ..errors import UserError
 from ..files import atomic_write
 
-LIMIT = 3_000_000  # bytes in all
-KEPT = ("index.html", "run.json", "notebooks/*.html", "figures/*.png", "tables/*.csv", "results/0*.json")
+LIMIT = 3_000_000  # bytes in all: it lies in git
+KEPT = (
+    "index.html run.json notebooks/*.html figures/*.png figures/*.html tables/*.csv results/0*.json".split()
+)
 MARKS = ("<!-- headline: written by ood_utils.tools.reference -->", "<!-- end of headline -->")
 STUB = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Left out</title><p>The interactive globe '
@@ -38,19 +39,13 @@ def _smaller(png: bytes) -> bytes:
     return small.getvalue()
 
 
-def _smaller_embedded(found: re.Match) -> str:
-    return base64.b64encode(_smaller(base64.b64decode(found[0]))).decode()
-
-
-def _copy(path: Path, place: Path) -> None:
+def _kept(path: Path) -> bytes | str:
     """A file of the run, its pictures made smaller where they are figures or stand in a notebook's page."""
-    place.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        place.write_bytes(_smaller(path.read_bytes()))
-    elif path.parent.name == "notebooks":
-        place.write_text(EMBEDDED.sub(_smaller_embedded, path.read_text()))
-    else:
-        shutil.copyfile(path, place)
+        return _smaller(path.read_bytes())
+    if path.parent.name == "notebooks":
+        return EMBEDDED.sub(lambda png: b64encode(_smaller(b64decode(png[0]))).decode(), path.read_text())
+    return STUB if path.match("figures/*.html") else path.read_bytes()
 
 
 def headline_table(folder: Path) -> str:
@@ -86,10 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     if record.get("status") != "done":
         raise UserError(f"run {source} is not done; finish it with `make reproduce` first")
     shutil.rmtree(target, ignore_errors=True)
-    for path in sorted(p for pattern in KEPT for p in source.glob(pattern)):
-        _copy(path, target / path.relative_to(source))
-    for path in source.glob("figures/*.html"):
-        atomic_write(target / path.relative_to(source), STUB)
+    for path in (path for pattern in KEPT for path in source.glob(pattern)):
+        atomic_write(target / path.relative_to(source), _kept(path))
     size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
     if size > LIMIT:
         much = f"{target} has {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}"

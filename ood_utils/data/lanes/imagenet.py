@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 
 from ...errors import UserError
 from ..corpus import load_corpus, synonyms
-from ..paths import class_folders, folder_need, images_below, list_rows, listed_images
-from ..study import ImageSet, Need, Study, subset
+from ..paths import class_folders, folder_need, images_below, listed, listed_images
+from ..study import Need, Study, by_use, subset
 
 if TYPE_CHECKING:
     from ...config import Profile
@@ -65,7 +64,7 @@ def needs(profile: Profile) -> Iterator[Need]:
         yield Need(None, f"{shutil.disk_usage(root).free / 2**30:.0f} GiB free at {root}")
     known, wanted = set(wnids()), profile.id_classes or 1000
     for part in ("imagenet/train", "imagenet/val"):
-        names = {e.name for e in os.scandir(root / part) if e.is_dir()} if (root / part).is_dir() else set()
+        names = {p.name for p in (root / part).glob("*") if p.is_dir()}
         if foreign := sorted(names - known):  # labels are positions: one foreign folder would shift them
             first = f"{len(foreign)} folders whose names are no ImageNet-1k wnid, first '{foreign[0]}'"
             remedy = "name each class folder by its wnid (n01440764, ...) and move all others away"
@@ -73,12 +72,12 @@ def needs(profile: Profile) -> Iterator[Need]:
         found = len(names & known)
         enough = found >= wanted if profile.id_classes else found == wanted
         yield Need(enough, f"{root / part}: {found} of {wanted} class folders", SOURCES[part])
-    listed = ["val_imagenet.txt", *(row[2] for row in SETS.values() if row[2])]
-    gone = [name for name in listed if not (root / LISTS / name).is_file()]
-    what = f"{len(listed) - len(gone)} of {len(listed)} image lists in {root / LISTS}"
+    lists = ["val_imagenet.txt", *(row[2] for row in SETS.values() if row[2])]
+    gone = [name for name in lists if not (root / LISTS / name).is_file()]
+    what = f"{len(lists) - len(gone)} of {len(lists)} image lists in {root / LISTS}"
     yield Need(not gone, what + (f" (not {', '.join(gone)})" if gone else ""), SOURCES[LISTS])
     for name, (group, folder, _, count) in SETS.items():
-        there = (root / folder).is_dir() and any(os.scandir(root / folder))
+        there = any((root / folder).glob("*"))
         yield Need(there, f"{name} ({group}, {count:,} images) in {root / folder}", SOURCES[folder])
 
 
@@ -96,43 +95,33 @@ def study(profile: Profile, classes: int) -> Study:
     from open_clip import IMAGENET_CLASSNAMES
 
     from ...models import transforms
-    from ..images import files_set
+    from ..images import class_set, files_set
 
     train_view, view = transforms(profile.model, profile.pretrained, profile.crop_scale)
     root, seed = Path(profile.data_root).expanduser(), profile.data_seed
     train, val = root / "imagenet/train", root / "imagenet/val"
-    names, paths, labels = class_folders(train, "ImageNet train")
-    val_names, val_paths, val_labels = class_folders(val, "ImageNet val")
+    names, paths, labels = class_folders(train)
+    val_names, val_paths, val_labels = class_folders(val)
     _check_wnids(profile, {train: names, val: val_names})
     kept = subset(len(names), classes or profile.id_classes, seed)
-
-    def id_set(name: str, base: Path, files: list[Path], labels: np.ndarray, mask: np.ndarray) -> ImageSet:
-        chosen = np.flatnonzero(mask & np.isin(labels, kept))
-        files, positions = [files[i] for i in chosen], np.searchsorted(kept, labels[chosen])
-        if name == "train":
-            return files_set(name, "id", base, files, train_view, positions, seed)
-        return files_set(name, "id", base, files, view, positions)
-
-    held = {Path(path).name for path, _ in list_rows(root / LISTS / "val_imagenet.txt", "id_val")}
+    held = {Path(path).name for path in listed(root / LISTS / "val_imagenet.txt")}
     is_held = np.array([p.name in held for p in val_paths])
-    sets: dict[str, ImageSet] = {}
-    for name, (group, folder, listed, _) in SETS.items():
+    sets = []
+    for name, (group, folder, list_file, _) in SETS.items():
         base = root / folder
-        files = listed_images(root / LISTS / listed, base, name) if listed else images_below(base, name)
-        files = [files[i] for i in subset(len(files), profile.ood_images, seed)]
-        sets[name] = files_set(name, group, base, files, view)
-    kept_wnids, position = [names[i] for i in kept], {w: i for i, w in enumerate(wnids())}
+        files = listed_images(root / LISTS / list_file, base) if list_file else images_below(base)
+        files = files[subset(len(files), profile.ood_images, seed)]
+        sets.append(files_set(name, group, base, files, view))
+    kept_wnids, name_of = [names[i] for i in kept], dict(zip(wnids(), IMAGENET_CLASSNAMES, strict=True))
+    has_wordnet = Path(profile.corpus).is_dir()
     return Study(
-        class_names=[IMAGENET_CLASSNAMES[position[wnid]] for wnid in kept_wnids],
-        synonyms=synonyms(profile.corpus, kept_wnids)
-        if Path(profile.corpus).is_dir()
-        else [[] for _ in kept],
-        train=id_set("train", train, paths, labels, np.full(len(paths), True)),
-        id_val=id_set("id_val", val, val_paths, val_labels, is_held),
-        id_test=id_set("id_test", val, val_paths, val_labels, ~is_held),
-        ood={name: s for name, s in sets.items() if s.group != "validation"},
-        validation={name: s for name, s in sets.items() if s.group == "validation"},
+        class_names=[name_of[wnid] for wnid in kept_wnids],
+        synonyms=synonyms(profile.corpus, kept_wnids) if has_wordnet else [[] for _ in kept],
+        train=class_set("train", train, paths, labels, kept, train_view, seed),
+        id_val=class_set("id_val", val, val_paths[is_held], val_labels[is_held], kept, view),
+        id_test=class_set("id_test", val, val_paths[~is_held], val_labels[~is_held], kept, view),
         corpus=load_corpus(profile),
+        **by_use(sets),
     )
 
 
@@ -146,13 +135,10 @@ def _check_wnids(profile: Profile, found: dict[Path, list[str]]) -> None:
         if foreign := sorted(set(names) - known):
             first = f"first {foreign[0]!r}; move them away"
             raise UserError(f"{folder} has {len(foreign)} folders that are no ImageNet-1k wnid, {first}")
+        has = f"{folder} has {len(names)} class folders"
         if gone := sorted(wanted - set(names)):
-            raise UserError(
-                f"{folder} has {len(names)} class folders, not {len(wanted)} ({why}); complete it, "
-                f"{gone[0]!r} is missing for one"
-            )
+            remedy = f"complete it, {gone[0]!r} is missing for one, or correct data_root"
+            raise UserError(f"{has}, not {len(wanted)} ({why}); {remedy}")
         if len(names) < profile.id_classes:
-            raise UserError(
-                f"{folder} has {len(names)} class folders, fewer than id_classes = {profile.id_classes}; "
-                "complete train and val, or lower id_classes"
-            )
+            remedy = "complete train and val, lower id_classes, or correct data_root"
+            raise UserError(f"{has}, fewer than id_classes = {profile.id_classes}; {remedy}")
