@@ -1,6 +1,8 @@
-"""The thin module behind the notebook series. An arrow between rooms points downward only (tests/test_rooms.py).
+"""The thin module behind the notebook series. An arrow between rooms points downward only
+(tests/test_rooms.py).
 
-Notebooks import the rooms by their names, ``from ood_utils import data, geometry, plots``, and begin with ``start``.
+Notebooks import the rooms by their names, ``from ood_utils import data, geometry, plots``, and begin with
+``start``.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def embed_methods(
 ) -> dict[tuple[str, int], StudyEmbeddings]:
     """(method, seed) -> embeddings of each row of a table of methods (columns method, seed, weights).
 
-    All get the same negative labels: ``listed``, or those that the zero-shot model mines from the study's corpus.
+    All get the same negative labels: ``listed``, or those that the zero-shot model mines from the study's
+    corpus.
     """
     if listed is None:
         listed = embeddings.mine(embed_weights(folder, study, profile, profile.pretrained), profile)
@@ -57,7 +58,8 @@ def embed_methods(
 
 
 def group_means(book: leaderboard.ScoreBook, metric: str = "auroc") -> pd.DataFrame:
-    """One row per (method, seed, score): the metric's mean over each group's sets and over all; no intervals."""
+    """One row per (method, seed, score): the metric's mean over each group's sets and over all; no intervals.
+    """
     frame = pd.DataFrame(book.keys, columns=["method", "seed", "score"])
     for group in book.averages:
         frame[group] = book.points[f"average {group}"][:, metrics.METRICS.index(metric)]

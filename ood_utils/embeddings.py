@@ -25,7 +25,7 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from . import files, models, negatives
 from .errors import UnreadableImage, UserError, nearest
@@ -52,20 +52,14 @@ def resolve_device(wanted: str) -> str:
     return wanted if ":" in wanted else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
 
 
-def prompts(template: str, names: Sequence[str]) -> list[str]:
-    """The template with each name in place of "{}"."""
-    return [template.replace("{}", name) for name in names]
-
-
 # --- reading images ---
 
 
 class Tolerant(Dataset):
-    """A dataset whose unreadable images do not end the pass: item key -> (image or None, label, key, bad path
-    or "").
+    """A dataset whose unreadable images do not end the pass: keys -> (image or None, label, key, bad path or
+    "").
 
-    ``substitute``: an unreadable image is replaced by the next readable one, so that a training batch stays
-    whole.
+    ``substitute``: an unreadable image is replaced by the next readable one: a training batch stays whole.
     """
 
     def __init__(self, dataset: Dataset, substitute: bool = False) -> None:
@@ -73,9 +67,6 @@ class Tolerant(Dataset):
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-    def __getitem__(self, key: int) -> Item:
-        return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int]) -> list[Item]:
         whole = getattr(self.dataset, "__getitems__", None)
@@ -86,25 +77,25 @@ class Tolerant(Dataset):
             return [self._one(key) for key in keys]
 
     def _one(self, key: int) -> Item:
-        try:
-            return (*self.dataset[key], key, "")
-        except UnreadableImage as fault:
-            if not self.substitute:
-                return None, -1, key, fault.path
-            bad = fault.path
-        n = len(self.dataset)
-        for ahead in range(1, min(n, 100)):
-            with contextlib.suppress(UnreadableImage):
+        n, bad = len(self.dataset), ""
+        for ahead in range(min(n, 100) if self.substitute else 1):
+            try:
                 return (*self.dataset[key // n * n + (key + ahead) % n], key, bad)
-        raise UnreadableImage(bad, "and so are the images after it")
+            except UnreadableImage as fault:
+                bad = bad or fault.path
+        if self.substitute:
+            raise UnreadableImage(bad, "and so are the images after it")
+        return None, -1, key, bad
 
 
 def collate(items: list[Item]) -> tuple[Tensor | None, Tensor, list[int], list[tuple[int, str]]]:
     """(images (b, 3, H, W) or None, labels (b,), keys of these rows, (key, path) of what was unreadable)."""
-    good = [item for item in items if item[0] is not None]
-    images = default_collate([item[0] for item in good]) if good else None
-    labels = torch.tensor([int(item[1]) for item in good], dtype=torch.long)
-    return images, labels, [item[2] for item in good], [(item[2], item[3]) for item in items if item[3]]
+    good = [item[:3] for item in items if item[0] is not None]
+    lost = [(key, path) for *_, key, path in items if path]
+    if not good:
+        return None, torch.empty(0, dtype=torch.long), [], lost
+    images, labels, keys = zip(*good, strict=True)
+    return torch.stack(images), torch.tensor(labels), list(keys), lost
 
 
 def too_many(paths: Sequence[str], share: float, images: int, name: str) -> None:
@@ -120,12 +111,14 @@ def too_many(paths: Sequence[str], share: float, images: int, name: str) -> None
 # --- encoding ---
 
 
-def _unit(features: Tensor, what: str) -> np.ndarray:
+def _unit(features: Sequence[Tensor], model: nn.Module, what: str) -> np.ndarray:
     """float32 unit rows as numpy; UserError if a feature is not finite or has no direction."""
-    rows = F.normalize(features.float(), dim=-1).cpu().numpy()
+    if not features:
+        return np.empty((0, getattr(model.visual, "output_dim", 0)), np.float32)
+    rows = F.normalize(torch.cat(list(features)).float(), dim=-1).cpu().numpy()
     if not (np.isfinite(rows).all() and (np.linalg.norm(rows, axis=1) > 0.5).all()):
         raise UserError(
-            f"the embeddings of {what} are not finite; use precision fp32 or check the model's weights"
+            f"embeddings of {what} are not finite; use precision fp32 or check the model's weights"
         )
     return rows
 
@@ -173,11 +166,7 @@ def encode_images(
             bar.update(len(keys) + len(lost))
     if progress is True:
         bar.close()
-    return _unit(torch.cat(found), "images") if found else _no_rows(model)
-
-
-def _no_rows(model: nn.Module) -> np.ndarray:
-    return np.empty((0, getattr(model.visual, "output_dim", 0)), np.float32)
+    return _unit(found, model, "images")
 
 
 @torch.no_grad()
@@ -199,15 +188,13 @@ def encode_texts(
     device = resolve_device(device)
     model.to(device).eval()
     distinct = sorted(set(texts))
-    if not distinct:
-        return _no_rows(model)
-    tokens = tokenizer(distinct)
+    tokens = tokenizer(distinct) if distinct else torch.empty(0, 1, dtype=torch.long)
     order = (tokens != 0).sum(1).argsort(stable=True)
     half, found = HALF.get(precision), []
     with torch.autocast(device.split(":")[0], half or torch.bfloat16, enabled=half is not None):
-        for rows in order.split(batch):
+        for rows in order.split(batch) if distinct else ():
             found.append(models.encode_text(model, tokens[rows].to(device)).float())
-    unit = _unit(torch.cat(found), "texts")[order.argsort().numpy()]
+    unit = _unit(found, model, "texts")[order.argsort().numpy()]
     place = {text: row for row, text in enumerate(distinct)}
     return unit[[place[text] for text in texts]]
 
@@ -229,8 +216,7 @@ class EmbeddedSet:
     """The embeddings of one image set, with what belongs to their rows.
 
     ``rows`` (n, d) float32 unit rows; ``labels`` (n,) int64, -1 for OoD; ``ids``: a name per row; ``index``
-    (n,): the rows' places in the image set (an image that could not be decoded has no row); ``group``: id,
-    near, far, ...
+    (n,): the rows' places in the image set (an unreadable image has no row); ``group``: id, near, far, ...
     """
 
     rows: np.ndarray
@@ -247,9 +233,9 @@ class EmbeddedSet:
 class StudyEmbeddings:
     """One model's embeddings of a study; all float32 unit rows of one width d.
 
-    ``sets``: set name -> EmbeddedSet, keys id_val, id_test and the OoD and validation sets. ``class_text``
-    (K, d) of ``class_names``; ``corpus_text`` (C, d) of ``corpus``; ``scale``: exp of the logit scale;
-    ``negatives``: the negative labels, None before ``mine``.
+    ``sets``: id_val, id_test, the OoD and the validation sets by name. ``class_text`` (K, d) of
+    ``class_names``; ``corpus_text`` (C, d) of ``corpus``; ``scale``: exp of the logit scale; ``negatives``:
+    None before ``mine``.
     """
 
     sets: dict[str, EmbeddedSet]
@@ -266,9 +252,8 @@ class StudyEmbeddings:
 
     def of_split(self, split: str = "test") -> dict[str, EmbeddedSet]:
         """The OoD sets of "test" (near, far, unseen, ...), or of "validation", where choices are made."""
-        wanted = split == "validation"
         ood = {name: s for name, s in self.sets.items() if s.group != "id"}
-        return {name: s for name, s in ood.items() if (s.group == "validation") == wanted}
+        return {name: s for name, s in ood.items() if (s.group == "validation") == (split == "validation")}
 
     @property
     def matched_text(self) -> np.ndarray:
@@ -294,47 +279,32 @@ class StudyEmbeddings:
 
 
 def mine(embedded: StudyEmbeddings, profile: Profile, cleaned: bool | None = None) -> negatives.NegativeList:
-    """The study's negative labels, mined from its corpus with this model's text tower, settings from the
-    profile.
+    """The study's negative labels, mined from its corpus with this model's text tower by the profile's
+    settings.
 
     Mine once, with the zero-shot model, and use the list for every method (CMA and NegLabel do). ``cleaned``
     overrides the profile's. The provenance names corpus, model and prompts, with a hash of the corpus's
     embeddings.
     """
+    templates = profile.negative_prompt, profile.adjective_prompt
+    origin = {
+        "source": profile.corpus, "conjugated": profile.conjugated, "id_prompt": profile.prompt,
+        "model": f"{profile.model} / {profile.pretrained}", "prompts": list(templates),
+        "embeddings_sha256": hashlib.sha256(np.ascontiguousarray(embedded.corpus_text)).hexdigest(),
+    }  # fmt: skip
+    texts = embedded.corpus_text, embedded.class_text, embedded.class_names, embedded.synonyms
     return negatives.build(
         embedded.corpus,
-        embedded.corpus_text,
-        embedded.class_text,
-        embedded.class_names,
-        embedded.synonyms,
-        templates=(profile.negative_prompt, profile.adjective_prompt),
+        *texts,
+        templates=templates,
         quantile=profile.quantile,
         keep=profile.keep_counts or profile.keep,
         cleaned=profile.cleaned if cleaned is None else cleaned,
-        provenance={
-            "source": profile.corpus,
-            "conjugated": profile.conjugated,
-            "model": f"{profile.model} / {profile.pretrained}",
-            "id_prompt": profile.prompt,
-            "prompts": [profile.negative_prompt, profile.adjective_prompt],
-            "embeddings_sha256": hashlib.sha256(np.ascontiguousarray(embedded.corpus_text)).hexdigest(),
-        },
+        provenance=origin,
     )
 
 
 # --- the cache ---
-
-
-def _read_shard(path: Path, key: str) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """(rows, facts) of a cache file; None if missing, truncated, damaged or of another key."""
-    try:
-        with safe_open(path, "np") as file:
-            facts, rows = json.loads((file.metadata() or {})["facts"]), file.get_tensor("embeddings")
-        if facts["key"] == key and facts["sha256"] == hashlib.sha256(rows).hexdigest():
-            return rows, facts
-    except (OSError, SafetensorError, KeyError, ValueError):
-        pass
-    return None
 
 
 class _Cache:
@@ -342,23 +312,25 @@ class _Cache:
 
     def __init__(self, network: models.Network, profile: Profile, folder: Path) -> None:
         self.network, self.profile, self.folder = network, profile, folder
-        self.device = resolve_device(profile.device)
-        self.base = [VERSION, network.key, profile.precision, self.device.split(":")[0]]
-        self.options = {"batch": profile.embed_batch, "device": self.device, "precision": profile.precision}
+        device = resolve_device(profile.device)
+        self.base = [VERSION, network.key, profile.precision, device.split(":")[0]]
+        self.options = {"batch": profile.embed_batch, "device": device, "precision": profile.precision}
 
-    def _kept(self, path: Path, key: str, make: Callable[[], tuple[np.ndarray, list]]) -> tuple[Any, dict]:
-        """(rows, facts) of a cache file, made and written first where it is not there."""
-        if (known := _read_shard(path, key)) is not None:
-            return known
+    def _kept(self, name: str, key: str, make: Callable[[], tuple[np.ndarray, list]]) -> tuple[Any, dict]:
+        """(rows, facts) of a cache file; made anew where it is missing, truncated, damaged or foreign."""
+        path = self.folder / f"{name}.safetensors"
+        with (
+            contextlib.suppress(OSError, SafetensorError, KeyError, ValueError),
+            safe_open(path, "np") as file,
+        ):
+            facts, rows = json.loads((file.metadata() or {})["facts"]), file.get_tensor("embeddings")
+            if facts["key"] == key and facts["sha256"] == hashlib.sha256(rows).hexdigest():
+                return rows, facts
         rows, lost = make()
-        facts = {
-            "key": key,
-            "sha256": hashlib.sha256(np.ascontiguousarray(rows)).hexdigest(),
-            "unreadable": lost,
-        }
+        facts = {"key": key, "sha256": hashlib.sha256(rows).hexdigest(), "unreadable": lost}
         facts["scale"] = float(self.network.parts[0].logit_scale.detach().exp())
-        # one entry: safetensors shuffles several
-        atomic_write(path, save({"embeddings": np.ascontiguousarray(rows)}, {"facts": json.dumps(facts)}))
+        # one entry of metadata: safetensors shuffles several
+        atomic_write(path, save({"embeddings": rows}, {"facts": json.dumps(facts)}))
         return rows, facts
 
     def images(self, chosen: ImageSet, bar: Any) -> EmbeddedSet:
@@ -368,8 +340,8 @@ class _Cache:
         parts, lost = [], []
         for number, start in enumerate(range(0, count, SHARD)):
             stop, before = min(start + SHARD, count), bar.n
-            path = self.folder / f"{chosen.name}-{key}-{number:03d}.safetensors"
-            rows, facts = self._kept(path, key, partial(self._encode, chosen, start, stop, bar))
+            encode = partial(self._encode, chosen, start, stop, bar)
+            rows, facts = self._kept(f"{chosen.name}-{key}-{number:03d}", key, encode)
             bar.update(stop - start - (bar.n - before))  # what was read from the cache
             parts.append(rows)
             lost += facts["unreadable"]
@@ -388,23 +360,13 @@ class _Cache:
 
     def texts(self, name: str, texts: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
         """(rows, facts) of a list of prompted texts."""
-        key = hash_of([*self.base, texts])[:16]
 
         def make() -> tuple[np.ndarray, list]:
             model, _, tokenizer = self.network.parts
             return encode_texts(model, tokenizer, texts, **self.options), []
 
-        return self._kept(self.folder / f"{name}-{key}.safetensors", key, make)
-
-    def classes(self, names: list[str]) -> tuple[np.ndarray, float]:
-        """((K, d) rows of the ID classes: prompted, or the mean over open_clip's templates; the scale)."""
-        if not self.profile.ensemble:
-            rows, facts = self.texts("class_text", prompts(self.profile.prompt, names))
-            return rows, facts["scale"]
-        texts = [template(name) for name in names for template in OPENAI_IMAGENET_TEMPLATES]
-        rows, facts = self.texts("class_templates", texts)
-        means = rows.reshape(len(names), len(OPENAI_IMAGENET_TEMPLATES), -1).mean(1)
-        return _unit(torch.from_numpy(means), "class texts"), facts["scale"]
+        key = hash_of([*self.base, texts])[:16]
+        return self._kept(f"{name}-{key}", key, make)
 
 
 def embed(
@@ -418,24 +380,29 @@ def embed(
     """Embed a study, reading from ``folder`` what is already there.
 
     ``weights``: a tag or path in place of ``profile.pretrained``; ``network``: the model in place of the
-    profile's. ``sets``: names of the image sets wanted (all of ``study.sets`` by default). Class texts are
-    prompted with ``profile.prompt`` (or averaged over open_clip's templates: ``profile.ensemble``), the
-    corpus with ``profile.negative_prompt``, its adjectives with ``profile.adjective_prompt``. Cache files are
-    keyed by weights, images or texts, precision and kind of device. Raises UserError for an unknown set, more
-    than ``profile.max_unreadable`` unreadable images, embeddings that are not finite, absent CUDA, a folder
-    that cannot be written.
+    profile's. ``sets``: names of the image sets wanted (default: all). Class texts are prompted with
+    ``profile.prompt`` (or averaged over open_clip's templates: ``profile.ensemble``), the corpus with
+    ``profile.negative_prompt``, its adjectives with ``profile.adjective_prompt``. Cache files are keyed by
+    weights, images or texts, precision and kind of device. Raises UserError for an unknown set, more than
+    ``profile.max_unreadable`` unreadable images, embeddings that are not finite, absent CUDA, a folder that
+    cannot be written.
     """
     wanted = list(study.sets if sets is None else sets)
     if unknown := [name for name in wanted if name not in study.sets]:
         raise UserError(f"image set {unknown[0]!r} is not in this study{nearest(unknown[0], study.sets)}")
-    network = network or models.Network(profile.model, weights or profile.pretrained)
-    cache = _Cache(network, profile, Path(folder))
+    cache = _Cache(
+        network or models.Network(profile.model, weights or profile.pretrained), profile, Path(folder)
+    )
     images = sum(len(study.sets[name].dataset) for name in wanted)
     with files.progress(total=images, desc="embedding images") as bar:
         embedded = {name: cache.images(study.sets[name], bar) for name in wanted}
-    class_text, scale = cache.classes(study.class_names)
-    templates = profile.negative_prompt, profile.adjective_prompt
-    corpus_text, _ = cache.texts("corpus_text", negatives.prompts(study.corpus, *templates))
-    return StudyEmbeddings(
-        embedded, study.class_names, study.synonyms, class_text, study.corpus, corpus_text, scale
-    )
+    if profile.ensemble:
+        several = [template(name) for name in study.class_names for template in OPENAI_IMAGENET_TEMPLATES]
+        rows, facts = cache.texts("class_templates", several)
+        rows = rows.reshape(len(study.class_names), len(OPENAI_IMAGENET_TEMPLATES), -1).mean(1)
+        class_text = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    else:
+        class_text, facts = cache.texts("class_text", study.class_texts(profile.prompt))
+    asked = negatives.prompts(study.corpus, profile.negative_prompt, profile.adjective_prompt)
+    words = study.class_names, study.synonyms, class_text, study.corpus, cache.texts("corpus_text", asked)[0]
+    return StudyEmbeddings(embedded, *words, facts["scale"])

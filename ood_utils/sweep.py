@@ -134,7 +134,6 @@ def _pending(
 ) -> list[Job]:
     """The fine-tunings that are not finished; of their studies only what they need."""
     from . import data, models, training
-    from .embeddings import prompts
 
     start = models.weights_hash(models.load(profile.model, profile.pretrained)[0])
     studies, jobs = {0: study} if study else {}, []
@@ -142,7 +141,7 @@ def _pending(
         if recipe.classes not in studies:
             studies[recipe.classes] = data.load(profile, recipe.classes)
         known, place = studies[recipe.classes], (folder / tag).resolve()
-        texts = prompts(profile.prompt, known.class_names)
+        texts = known.class_texts(profile.prompt)
         if not training.finished(place, training.identity(recipe, start, known.train, texts)):
             jobs.append(Job(profile, recipe, known.train, texts, place, save_every))
     return jobs
@@ -288,11 +287,10 @@ def train_command(options: argparse.Namespace) -> int:
     machine needs the data under the same path. Raises UserError.
     """
     from . import data
-    from .embeddings import prompts
 
     profile, recipe = asked(options)
     study = data.load(profile, recipe.classes)
-    texts = prompts(profile.prompt, study.class_names)
+    texts = study.class_texts(profile.prompt)
     with _group(profile):
         Job(profile, recipe, study.train, texts, options.folder, options.save_every).run(progress=True)
     return 0

@@ -98,7 +98,7 @@ def test_glyphs_need_nothing_and_a_corpus_its_file(tmp_path: Path) -> None:
     assert [need.ok for need in there] == [True] and "words.txt" in str(there[0])
 
 
-# --- folders --------------------------------------------------------------------------------------------
+# --- folders ---
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_class_folder_without_images_is_named(folders, tmp_path) -> None:
         data.load(folders)
 
 
-# --- a miniature ImageNet -------------------------------------------------------------------------------
+# --- a miniature ImageNet ---
 
 
 @pytest.fixture

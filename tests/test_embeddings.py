@@ -26,7 +26,10 @@ def study(**options: object) -> SimpleNamespace:
         ids = [f"{name} {i}" for i in range(count)]
         sets[name] = ImageSet(name, groups[name], made.dataset, made.labels, ids, made.fingerprint)
     corpus = [("tree", "noun"), ("red", "adj"), ("tree", "noun")]
-    return SimpleNamespace(sets=sets, class_names=["cat", "dog"], synonyms=[[], []], corpus=corpus)
+    names = ["cat", "dog"]
+    made = SimpleNamespace(sets=sets, class_names=names, synonyms=[[], []], corpus=corpus)
+    made.class_texts = lambda template: [template.replace("{}", name) for name in names]
+    return made
 
 
 PROFILE = config.make_profile({"embed_batch": 4, "device": "cpu"}, "test")
@@ -60,7 +63,7 @@ def reads(given: SimpleNamespace) -> int:
     return count
 
 
-# --- encoders ----------------------------------------------------------------------------------------------------
+# --- encoders ---
 
 
 @pytest.mark.parametrize("tower", ["resnet", "vit"])
@@ -152,7 +155,7 @@ def test_cuda_gives_the_rows_of_the_cpu(precision: str) -> None:
     assert ((found * cpu).sum(1) > 0.995).all()
 
 
-# --- the cache ---------------------------------------------------------------------------------------------------
+# --- the cache ---
 
 
 def same(a: object, b: object) -> bool:

@@ -1,4 +1,4 @@
-"""The imagenet profile, end to end by papermill, on a miniature ImageNet and a small open_clip model by path."""
+"""The imagenet profile end to end by papermill, on a miniature ImageNet and a small model by path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ BROKEN = ("MOS/SUN/SUN/1.jpg", "imagenet/val/n01443537/ILSVRC2012_val_15.JPEG")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run. Two images are broken; the weights have learnt the colours of the classes, on other seeds."""
+    """A finished run. Two images are broken; the weights have learnt the colours of the classes, on other
+    seeds.
+    """
     root = tmp_path_factory.mktemp("paper")
     mini_imagenet.build(root / "data", 6, 8, 6)
     for name in BROKEN:
@@ -32,7 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data_root": str(root / "data"), "corpus": str(mini_imagenet.wordnet(root / "dict")), "id_classes": 6,
         "model": "GlyphCLIP", "pretrained": "builtin", "device": "cpu", "precision": "fp32", "workers": 0,
         "epochs": 1, "batch": 16, "warmup": 1, "lr": 1e-4, "lams": [0, 0.1], "seeds": [0], "few_classes": 5,
-        "keep": 0.5, "keep_counts": {"adj": 6, "noun": 5}, "max_unreadable": 0.2, "bootstrap": 20, "points": 10,
+        "keep": 0.5, "keep_counts": {"adj": 6, "noun": 5}, "max_unreadable": 0.2, "points": 10,
+        "bootstrap": 20,
         "projections": ["gap-latitude", "PCA"], "embed_batch": 16, "parallel": 0, "timeout_minutes": 10,
     }  # fmt: skip
     profile = config.load_profile("imagenet", changes)

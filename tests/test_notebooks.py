@@ -1,4 +1,6 @@
-"""The four notebooks, run by the runner on the tiny profile; their results asserted, not just their exit status."""
+"""The four notebooks, run by the runner on the tiny profile; their results asserted, not just their exit
+status.
+"""
 
 from __future__ import annotations
 

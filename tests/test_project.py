@@ -1,4 +1,4 @@
-"""The project's own files agree with each other: metadata, lock, conda environment, Makefile, citation, CI."""
+"""The project's own files agree: metadata, lock, conda environment, Makefile, citation, CI."""
 
 from __future__ import annotations
 
@@ -37,7 +37,19 @@ LOCK = [
     for line in (ROOT / "requirements.lock").read_text().splitlines()
     if line and not line.startswith("#")
 ]
-TARGETS = ["help", "setup", "reproduce", "test", "test-portable", "lab", "lint", "format", "reference", "lock", "clean"]
+TARGETS = [
+    "help",
+    "setup",
+    "reproduce",
+    "test",
+    "test-portable",
+    "lab",
+    "lint",
+    "format",
+    "reference",
+    "lock",
+    "clean",
+]
 
 
 def requirements(*parts: list[str]) -> dict[str, Requirement]:

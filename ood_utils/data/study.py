@@ -66,6 +66,10 @@ class Study:
     validation: dict[str, ImageSet]
     corpus: list[tuple[str, str]] = field(repr=False)
 
+    def class_texts(self, template: str) -> list[str]:
+        """The ID class names in a prompt, "{}" being where the name goes."""
+        return [template.replace("{}", name) for name in self.class_names]
+
     @property
     def sets(self) -> dict[str, ImageSet]:
         """Every set that is embedded: id_val, id_test, the OoD test sets and the validation OoD sets."""
