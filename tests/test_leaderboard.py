@@ -63,8 +63,8 @@ def frame(book: leaderboard.ScoreBook) -> pd.DataFrame:
 
 def test_every_cell_is_there_once(frame: pd.DataFrame) -> None:
     sets = [*GROUPS, "average near", "average far", "average unseen", "average all"]
-    assert len(frame) == len(METHODS) * len(methods.names()) * len(sets)
-    assert list(dict.fromkeys(frame["set"])) == sets and set(frame["score"]) == set(methods.names())
+    assert len(frame) == len(METHODS) * len(methods.every()) * len(sets)
+    assert list(dict.fromkeys(frame["set"])) == sets and set(frame["score"]) == set(methods.every())
     assert not frame.duplicated(["method", "seed", "score", "set"]).any()
     wanted = ["method", "seed", "score", "set", "group", "average", "n_id", "n_ood", *metrics.METRICS]
     wanted += [f"{m}_{end}" for m in metrics.METRICS for end in ("low", "high")]
@@ -140,7 +140,7 @@ def test_differences_are_paired_and_averaged_over_seeds(
     book: leaderboard.ScoreBook, frame: pd.DataFrame
 ) -> None:
     found = differences(book, [("CMA", "FLYP"), ("CMA", "zero-shot")])
-    assert len(found) == 2 * len(methods.names()) * 4 * 5
+    assert len(found) == 2 * len(methods.every()) * 4 * 5
     row = found.query(
         "b == 'FLYP' and score == 'NegLabel' and set == 'average all' and metric == 'auroc'"
     ).iloc[0]
@@ -252,4 +252,4 @@ def test_unusable_calls_are_refused(book: leaderboard.ScoreBook) -> None:
 
 def test_without_negatives_the_scores_that_need_none_are_given() -> None:
     bare = replace(MODELS["CMA", 0], negatives=None)
-    assert [key[2] for key in image_scores({("CMA", 0): bare}, PROFILE).keys] == methods.names()[:4]
+    assert [key[2] for key in image_scores({("CMA", 0): bare}, PROFILE).keys] == list(methods.every())[:4]
