@@ -1,13 +1,13 @@
-"""The questions the notebooks ask of models, tables and lists; each answered by one function.
+"""The questions the notebooks ask of models, tables and lists: one function each, so that they can be tested.
 
-Kept out of the notebooks so that they can be tested and read. Embeddings come with their negative labels.
+``profile`` gives every setting; embeddings come with their negative labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,8 +35,7 @@ def embed_weights(
 
     ``listed``: the negative labels they get; ``sets``: only these image sets. Errors as ``embeddings.embed``.
     """
-    path = folder / weights
-    found = str(path) if path.is_file() else weights
+    found = str(folder / weights) if (folder / weights).is_file() else weights
     embedded = embeddings.embed(study, profile, folder / "embeddings", found, sets)
     return embedded if listed is None else embedded.with_negatives(listed)
 
@@ -46,8 +45,7 @@ def embed_methods(
 ) -> dict[tuple[str, int], StudyEmbeddings]:
     """(method, seed) -> embeddings of each row of a table of methods (columns method, seed, weights).
 
-    All get the same negative labels: ``listed``, or those that the zero-shot model mines from the study's
-    corpus.
+    All get the same negative labels: ``listed``, or those that the zero-shot model mines from the corpus.
     """
     if listed is None:
         listed = embeddings.mine(embed_weights(folder, study, profile, profile.pretrained), profile)
@@ -58,12 +56,9 @@ def embed_methods(
 
 
 def group_means(book: leaderboard.ScoreBook, metric: str = "auroc") -> pd.DataFrame:
-    """One row per (method, seed, score): the metric's mean over each group's sets and over all; no intervals.
-    """
-    frame = pd.DataFrame(book.keys, columns=["method", "seed", "score"])
-    for group in book.averages:
-        frame[group] = book.points[f"average {group}"][:, metrics.METRICS.index(metric)]
-    return frame
+    """One row per (method, seed, score): the metric's mean over each group's sets and over all sets."""
+    k, frame = metrics.METRICS.index(metric), pd.DataFrame(book.keys, columns=["method", "seed", "score"])
+    return frame.assign(**{group: book.points[f"average {group}"][:, k] for group in book.averages})
 
 
 def validation_auroc(embedded: StudyEmbeddings, profile: Profile) -> float:
@@ -107,12 +102,10 @@ def choose_lam(sweep: pd.DataFrame, fallback: float, tolerance: float = 0.01) ->
     return Choice(fallback, "the profile's value: no lam of the sweep passed the rule", closed)
 
 
-def keep_sweep(
-    embedded: StudyEmbeddings, profile: Profile, shares: Iterable[float] = (0.15, 0.3, 0.6, 0.8, 1.0)
-) -> pd.DataFrame:
+def keep_sweep(embedded: StudyEmbeddings, profile: Profile) -> pd.DataFrame:
     """Validation AUROC of the zero-shot model by the share of the corpus kept: columns keep, words, auroc."""
     rows = []
-    for keep in shares:
+    for keep in (0.15, 0.3, 0.6, 0.8, 1.0):
         changed = profile.model_copy(update={"keep": keep, "keep_counts": {}})
         listed = embeddings.mine(embedded, changed)
         auroc = validation_auroc(embedded.with_negatives(listed), profile)
@@ -121,23 +114,19 @@ def keep_sweep(
 
 
 def smallest_share(frame: pd.DataFrame, tolerance: float = 0.005) -> float:
-    """The smallest keep of ``keep_sweep`` whose AUROC is within ``tolerance`` of the best; NaN without
-    AUROCs.
-    """
+    """The smallest keep of ``keep_sweep`` whose AUROC is within ``tolerance`` of the best; NaN if none is."""
     return float(frame[frame.auroc >= frame.auroc.max() - tolerance].keep.min())
 
 
-def order_claims(
-    differences: pd.DataFrame, groups: Iterable[str], order: Sequence[str] = ("CMA", "FLYP", "zero-shot")
-) -> tuple[list[str], dict[str, bool]]:
-    """Does ``order`` (best first) hold in FPR95 with NegLabel? (one Markdown line per group, group -> holds).
+def order_claims(differences: pd.DataFrame, groups: Iterable[str]) -> tuple[list[str], dict[str, bool]]:
+    """Does the order CMA, FLYP, zero-shot hold in FPR95 with NegLabel? (Markdown lines, group -> holds).
 
-    It holds where each neighbouring difference's interval lies on the better side of 0.
+    It holds where the intervals of both differences lie on the better side of 0.
     """
     lines, holds = [], {}
     for group in groups:
-        pairs = zip(order, order[1:], strict=False)
-        found = [leaderboard.verdict(differences, a, b, group=group) for a, b in pairs]
+        steps = ("CMA", "FLYP"), ("FLYP", "zero-shot")
+        found = [leaderboard.verdict(differences, *pair, group=group) for pair in steps]
         holds[group] = all(claim["verdict"] == "better" for claim in found)
         said = " ".join(claim["sentence"] for claim in found)
         lines.append(f"- **{group}**: the order {'holds' if holds[group] else 'does not hold'}. {said}")
@@ -145,11 +134,9 @@ def order_claims(
 
 
 def negative_lists(models: ByMethod, profile: Profile) -> pd.DataFrame:
-    """NegLabel by what is in the list: columns list, method, seed, words, auroc, fpr95_id (means over the
-    sets).
+    """NegLabel by what is in the list: columns list, method, seed, words, auroc, fpr95_id (means over sets).
 
-    Lists: clean (the models' own); not cleaned (mined with ID names and repetitions in the corpus); every
-    20th ID class's name added; all ID names added; every second word doubled; clean in 100 groups.
+    "clean" is the models' own list; "not cleaned" is mined with ID names and repetitions in the corpus.
     """
     first = next(iter(models.values()))
     position = {word: i for i, (word, _) in enumerate(first.corpus)}
@@ -169,18 +156,15 @@ def negative_lists(models: ByMethod, profile: Profile) -> pd.DataFrame:
         settings = profile.model_copy(update={"groups": groups})
         listed = {key: embedded.with_negatives(indices) for key, embedded in models.items()}
         book = leaderboard.image_scores(listed, settings, names=["NegLabel"])
-        means = group_means(book).rename(columns={"all": "auroc"})[["method", "seed", "auroc"]]
-        rows.append(
-            means.assign(list=name, words=len(indices), fpr95_id=group_means(book, "fpr95_id")["all"])
-        )
+        means = {metric: group_means(book, metric)["all"] for metric in ("auroc", "fpr95_id")}
+        rows.append(group_means(book).assign(list=name, words=len(indices), **means))
     return pd.concat(rows, ignore_index=True)[["list", "method", "seed", "words", "auroc", "fpr95_id"]]
 
 
 def own_names(models: ByMethod) -> pd.DataFrame:
     """Mean cosine of an image to its own name: columns method, seed, set, group, id_cosine, ood_cosine.
 
-    Only OoD images whose id begins with a word of the corpus count ("name · where from"); empty if there are
-    none.
+    Only OoD images whose id begins with a word of the corpus ("name · where from") count; empty without any.
     """
     rows = []
     for (method, seed), embedded in models.items():
@@ -188,9 +172,8 @@ def own_names(models: ByMethod) -> pd.DataFrame:
         own = float((embedded["id_test"].rows * embedded.matched_text).sum(1).mean())
         for name, ood in embedded.of_split().items():
             words = np.array([position.get(i.split(" · ")[0], -1) for i in ood.ids])
-            if (words >= 0).any():
-                texts = embedded.corpus_text[words[words >= 0]]
-                cosine = float((ood.rows[words >= 0] * texts).sum(1).mean())
+            if (named := words >= 0).any():
+                cosine = float((ood.rows[named] * embedded.corpus_text[words[named]]).sum(1).mean())
                 rows.append([method, seed, name, ood.group, own, cosine])
     return pd.DataFrame(rows, columns=["method", "seed", "set", "group", "id_cosine", "ood_cosine"])
 
@@ -200,15 +183,17 @@ def worst_mistakes(embedded: StudyEmbeddings, profile: Profile, count: int = 10)
 
     Columns: set, index (into the image set), is, nearest ID name, nearest negative, log-odds.
     """
-    found: list[dict[str, Any]] = []
+    found, names, negatives = [], np.array(embedded.class_names), np.array(embedded.negatives.words)
     for name, ood in embedded.of_split().items():
         score = methods.find("NegLabel")(leaderboard.evidence_of(embedded, name, profile))
-        for i in np.argsort(-score, kind="stable")[:count]:
-            nearest_id = int((embedded.class_text @ ood.rows[i]).argmax())
-            nearest_negative = int((embedded.negative_text @ ood.rows[i]).argmax())
-            found.append({
-                "set": name, "index": int(ood.index[i]), "is": ood.ids[i].split(" · ")[0],
-                "nearest ID name": embedded.class_names[nearest_id],
-                "nearest negative": embedded.negatives.words[nearest_negative], "log-odds": float(score[i]),
-            })  # fmt: skip
-    return pd.DataFrame(found).nlargest(count, "log-odds").reset_index(drop=True)
+        top = np.argsort(-score, kind="stable")[:count]
+        columns = {
+            "set": name,
+            "index": ood.index[top],
+            "is": [ood.ids[i].split(" · ")[0] for i in top],
+            "nearest ID name": names[(ood.rows[top] @ embedded.class_text.T).argmax(1)],
+            "nearest negative": negatives[(ood.rows[top] @ embedded.negative_text.T).argmax(1)],
+            "log-odds": score[top],
+        }
+        found.append(pd.DataFrame(columns))
+    return pd.concat(found, ignore_index=True).nlargest(count, "log-odds").reset_index(drop=True)

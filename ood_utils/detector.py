@@ -28,9 +28,8 @@ TEXTS = ("class_text", "negative_text")
 class Detector:
     """NegLabel on a CLIP-like model, with a threshold set on held-out ID images.
 
-    ``class_text`` (K, d) and ``negative_text`` (M, d) float32 unit rows; ``threshold`` in the score's
-    log-odds: at or above it an image is called ID. ``weights`` is the path or tag of the model ``model`` (an
-    open_clip name).
+    ``model``: an open_clip name; ``weights``: a path or tag; ``class_text`` (K, d), ``negative_text`` (M, d):
+    float32 unit rows; ``threshold`` in log-odds: at or above it an image is called ID.
     """
 
     model: str
@@ -59,9 +58,7 @@ class Detector:
         return scores.neglabel(images, self.class_text, self.negative_text, self.temperature, self.groups)
 
     def score_embeddings(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """For unit rows (n, d): ``score`` (n,) higher = more ID, ``is_id`` (n,) bool, ``nearest`` (n,) class
-        names.
-        """
+        """Unit rows (n, d) -> (n,) each: ``score``, higher = more ID; ``is_id``; ``nearest`` class name."""
         score = self._neglabel(images)
         nearest = np.array(self.class_names)[(images @ self.class_text.T).argmax(1)]
         return {"score": score, "is_id": score >= self.threshold, "nearest": nearest}
@@ -78,11 +75,9 @@ class Detector:
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, whole or not at all: the text embeddings, and the rest as metadata."""
-        facts = {"format": FORMAT, **asdict(self), "weights": str(self.weights)}
+        facts = {"format": FORMAT, **asdict(self)}
         tensors = {name: np.ascontiguousarray(facts.pop(name)) for name in TEXTS}
-        atomic_write(
-            path, to_bytes(tensors, {"detector": json.dumps(facts)})
-        )  # save_file has its own disk error
+        atomic_write(path, to_bytes(tensors, {"detector": json.dumps(facts, default=str)}))
 
     @classmethod
     def load(cls, path: Path) -> Detector:
@@ -92,10 +87,7 @@ class Detector:
                 facts = json.loads((file.metadata() or {})["detector"])
                 tensors = {name: file.get_tensor(name) for name in TEXTS}
         except (OSError, SafetensorError, KeyError, ValueError) as fault:
-            again = "save it again with Detector.save"
-            raise UserError(f"detector file {path} cannot be read ({fault}); {again}") from None
+            raise UserError(f"detector file {path} cannot be read ({fault}); save it again") from None
         if facts.pop("format") != FORMAT:
-            raise UserError(
-                f"detector file {path} has another format than {FORMAT}; save it again with this version"
-            )
+            raise UserError(f"detector file {path} has another format than {FORMAT}; save it again")
         return cls(**facts, **tensors)

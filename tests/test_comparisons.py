@@ -28,7 +28,7 @@ def _near(centres: np.ndarray, labels: np.ndarray, noise: float, seed: int) -> n
 
 @pytest.fixture
 def world() -> SimpleNamespace:
-    """Three ID classes, a near and a far OoD set whose images the corpus names, one validation set."""
+    """Three ID classes, near and far OoD sets whose images have names in the corpus, one validation set."""
     axes = np.eye(16)
     text = {word: axes[i] for i, word in enumerate(WORDS)}
     text["bees"] = _unit((text["bee"] + 0.1 * axes[12])[None])[0]

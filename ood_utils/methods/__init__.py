@@ -1,9 +1,7 @@
-"""Every way to tell OoD from ID, one small file each, found by itself: a new score is a new file and nothing
-else.
+"""Every way to tell OoD from ID, one small file each: a new score is a new file and nothing else.
 
-A file holds a ``METHOD``: its name in tables, year and source, what it needs of the evidence, and its
-formula, which gives one number per image, HIGHER = MORE ID. Only what the asked methods need is computed,
-once for all of them.
+A file holds a ``METHOD``: name in tables, year, source, what it needs of the evidence, and its formula,
+one number per image, HIGHER = MORE ID. What the asked methods need is computed once for all of them.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from operator import attrgetter
 
 import numpy as np
 
@@ -22,8 +21,8 @@ from ..errors import UserError, nearest
 class Evidence:
     """What there is to judge the images of one set by; what is None the study does not have.
 
-    ``images`` (n, d), ``class_text`` (K, d), ``negative_text`` (M, d): unit rows. ``temperature`` divides
-    cosines; ``groups`` of negative labels.
+    ``images`` (n, d), ``class_text`` (K, d), ``negative_text`` (M, d): unit rows; ``temperature`` divides
+    cosines.
     """
 
     images: np.ndarray
@@ -48,11 +47,14 @@ class Method:
     needs: tuple[str, ...]
     score: Callable[[Evidence], np.ndarray]
 
+    def lacks(self, evidence: Evidence) -> list[str]:
+        """Which of its needs the evidence does not meet."""
+        return [need for need in self.needs if getattr(evidence, need) is None]
+
     def __call__(self, evidence: Evidence) -> np.ndarray:
         """(n,) float64, higher = more ID. UserError naming what the method needs and the evidence lacks."""
-        for need in self.needs:
-            if getattr(evidence, need) is None:
-                raise UserError(f"{self.name} needs {need}, which these embeddings do not have; leave it out")
+        if lacking := self.lacks(evidence):
+            raise UserError(f"{self.name} needs {lacking[0]}, which these embeddings lack; leave it out")
         return self.score(evidence)
 
 
@@ -60,7 +62,7 @@ class Method:
 def every() -> dict[str, Method]:
     """Name -> method, by year and name."""
     found = [registry.find("methods", name).METHOD for name in registry.names("methods")]
-    return {m.name: m for m in sorted(found, key=lambda m: (m.year, m.name))}
+    return {method.name: method for method in sorted(found, key=attrgetter("year", "name"))}
 
 
 def find(name: str) -> Method:
@@ -70,11 +72,6 @@ def find(name: str) -> Method:
     return every()[name]
 
 
-def names(evidence: Evidence | None = None) -> list[str]:
-    """The names of all methods, or of those whose needs the evidence meets."""
-    usable = (
-        m
-        for m in every().values()
-        if evidence is None or all(getattr(evidence, n) is not None for n in m.needs)
-    )
-    return [method.name for method in usable]
+def names(evidence: Evidence) -> list[str]:
+    """The names of the methods whose needs the evidence meets."""
+    return [name for name, method in every().items() if not method.lacks(evidence)]

@@ -1,7 +1,6 @@
-"""Every figure, in one style (``style`` says what colours and markers mean).
+"""Every figure, in one style: each function returns (figure, the DataFrame drawn in it) for ``save_figure``.
 
-Each function returns ``(figure, data)``: a matplotlib figure and the DataFrame drawn in it, for
-``save_figure`` of a run. Titles are the caller's: a sentence that states the finding, built from numbers.
+Titles are the caller's: a sentence that states the finding, built from numbers.
 """
 
 # ruff: noqa: F401

@@ -1,8 +1,11 @@
-"""Pictures of a ``sphere.Globe``: maps, views from several sides, an interactive page (notebook 03)."""
+"""Pictures of a ``sphere.Globe``: maps, views from three sides, an interactive page (notebook 03).
+
+Data of a figure: picture, group, x, y, z, latitude and longitude (degrees) of every drawn point.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,12 +13,11 @@ import pandas as pd
 from ..sphere import Globe
 from .style import PANEL, WIDTH, Drawn, legend, look, panels, scatter
 
-AROUND = np.linspace(0, 360, 121)  # degrees
-VIEWS = ((15, 0), (15, 120), (15, 240))
+AROUND = np.append(np.linspace(0, 360, 121), np.nan)  # degrees; NaN ends the line of a circle
+GREY = "#b0b0b0"
 
 
 def _data(globes: Mapping[str, Globe]) -> pd.DataFrame:
-    """picture, group, x, y, z, latitude and longitude (degrees) of every drawn point."""
     columns = ["x", "y", "z", "latitude", "longitude"]
     points = {
         (name, group): pd.DataFrame(np.hstack([xyz, np.degrees(globe.latlon(group))]), columns=columns)
@@ -36,7 +38,6 @@ def globe_map(
 
     ``threshold`` is a latitude in degrees: with a class text as pole of ``sphere.gap_latitude``, everything
     south of that parallel is rejected. ``notes`` are written below each map, ``caption`` below all.
-    Data: picture, group, x, y, z, latitude and longitude (degrees).
     """
     projection = {"projection": "mollweide"}
     figure, axes = panels(globes, title, columns=2, height=PANEL - 0.3, subplot_kw=projection)
@@ -57,10 +58,7 @@ def globe_map(
 def neighbourhoods(
     globes: Mapping[str, Globe], errors: Mapping[str, Mapping[str, float]], title: str
 ) -> Drawn:
-    """Maps of several projections with what each gets wrong printed below it. Data as ``globe_map``.
-
-    ``errors`` maps the same names to ``sphere.picture_error``. Captioned "neighbourhoods only".
-    """
+    """Maps of several projections, below each what it gets wrong (``errors``: ``sphere.picture_error``)."""
     note = "gap {gap_true:.2f} drawn as {gap_drawn:.2f}; pairs' cosine {pair_true:.2f} as {pair_drawn:.2f}\n"
     note += "rank correlation {rank:.2f}; true neighbours kept {overlap:.0%}"
     notes = {name: note.format_map(error) for name, error in errors.items()}
@@ -74,31 +72,21 @@ def _at(latitude: float | np.ndarray, longitude: float | np.ndarray) -> np.ndarr
     return np.stack([np.cos(up) * np.cos(turn), np.cos(up) * np.sin(turn), np.sin(up)])
 
 
-def _circles(threshold: float | None) -> Iterator[tuple[np.ndarray, str, float]]:
-    """(3, 121) points, colour, line width of the grid's circles, last the threshold's parallel (degrees)."""
-    for degrees in (-60, -30, 0, 30, 60, 90):
-        yield _at(degrees, AROUND), "#b0b0b0", 0.5
-        yield _at(AROUND, degrees), "#b0b0b0", 0.5
-    if threshold is not None:
-        yield _at(threshold, AROUND), "black", 1.6
+def _grid() -> np.ndarray:
+    """(3, n) points of the circles of latitude and longitude, as one line with gaps."""
+    return np.hstack([circle for d in range(-60, 91, 30) for circle in (_at(d, AROUND), _at(AROUND, d))])
 
 
-def globe_views(
-    globe: Globe, title: str, threshold: float | None = None, views: Sequence[tuple[float, float]] = VIEWS
-) -> Drawn:
-    """The globe seen from afar at several (elevation, azimuth) angles in degrees, its far side faint.
-
-    ``threshold`` and data as in ``globe_map``.
-    """
-    names = [f"seen from {azimuth:.0f}°" for _, azimuth in views]
-    figure, axes = panels(names, title, height=WIDTH / len(views))
-    for ax, (up, turn) in zip(axes, views, strict=True):
-        eye, plane = _at(up, turn)[:, None], np.stack([_at(0, turn + 90), _at(up + 90, turn)])
-        ax.plot(*_at(0, AROUND)[:2], color="#b0b0b0", linewidth=0.8)  # the rim
+def globe_views(globe: Globe, title: str) -> Drawn:
+    """The globe seen from afar, from three sides and 15 degrees above the equator, its far side faint."""
+    sides, grid = (0, 120, 240), _grid()  # azimuth, degrees
+    figure, axes = panels([f"seen from {turn}°" for turn in sides], title, height=WIDTH / 3)
+    for ax, turn in zip(axes, sides, strict=True):
+        eye, plane = _at(15, turn)[:, None], np.stack([_at(0, turn + 90), _at(105, turn)])
+        ax.plot(*_at(0, AROUND)[:2], color=GREY, linewidth=0.8)  # the rim
         for side, line, alpha in ((-1, 0.25, 0.1), (1, 1, 0.8)):  # the near side over the far one
-            for circle, colour, width in _circles(threshold):
-                seen = np.where(side * eye.T @ circle > 0, plane @ circle, np.nan)
-                ax.plot(*seen, color=colour, linewidth=width, alpha=line, zorder=0)
+            seen = np.where(side * eye.T @ grid > 0, plane @ grid, np.nan)
+            ax.plot(*seen, color=GREY, linewidth=0.5, alpha=line, zorder=0)
             halves = {g: np.where(side * x @ eye > 0, x @ plane.T, np.nan) for g, x in globe.xyz.items()}
             scatter(ax, halves, alpha)
         ax.set_aspect("equal")
@@ -107,18 +95,11 @@ def globe_views(
     return figure, _data({globe.method: globe})
 
 
-def globe_html(
-    globe: Globe,
-    title: str = "",
-    threshold: float | None = None,
-    hover: Mapping[str, Sequence[str]] = {},
-    include_js: bool | str = True,
-) -> str:
-    """An interactive globe as one stand-alone HTML page that works offline.
+def globe_html(globe: Globe, title: str = "", hover: Mapping[str, Sequence[str]] = {}) -> str:
+    """An interactive globe as one stand-alone HTML page that works offline (plotly.js inside: 4.7 MB).
 
-    ``threshold`` is a latitude in degrees; ``hover`` gives the words shown at each point of a group.
-    ``include_js=True`` embeds plotly.js (4.7 MB; plotly ships no smaller one), "cdn" links it (needs the
-    internet to open). Texts are open diamonds here: plotly has no triangle in 3-D.
+    ``hover`` gives the words shown at each point of a group. Texts are open diamonds here: plotly has no
+    triangle in 3-D.
     """
     import plotly.graph_objects as go
 
@@ -127,9 +108,8 @@ def globe_html(
     pale = {"colorscale": ["#f3f3f3", "#f3f3f3"], "showscale": False, "hoverinfo": "skip"}
     flat = {"ambient": 1, "diffuse": 0, "specular": 0, "fresnel": 0}
     figure.add_surface(x=x, y=y, z=z, opacity=0.6, lighting=flat, **pale)  # a ball that hides the far side
-    for (x, y, z), colour, width in _circles(threshold):
-        line = {"mode": "lines", "line": {"color": colour, "width": 3 * width}, "hoverinfo": "skip"}
-        figure.add_scatter3d(x=x, y=y, z=z, **line, name="threshold", showlegend=colour == "black")
+    (x, y, z), line = _grid(), {"color": GREY, "width": 1.5}
+    figure.add_scatter3d(x=x, y=y, z=z, mode="lines", line=line, hoverinfo="skip", showlegend=False)
     for name, xyz in globe.xyz.items():
         kind, words = look(name), hover.get(name)
         marker = {"color": kind["facecolors"], "size": 2.5}
@@ -142,4 +122,4 @@ def globe_html(
     scene = {**axes, "aspectmode": "cube", "camera": {"eye": {"x": 1.35, "y": 0, "z": 0.45}}}
     page = {"template": "plotly_white", "margin": {"l": 0, "r": 0, "t": 50, "b": 0}}
     figure.update_layout(title=title, scene=scene, legend={"itemsizing": "constant"}, **page)
-    return figure.to_html(include_plotlyjs=include_js, full_html=True, default_height="96vh")
+    return figure.to_html(full_html=True, default_height="96vh")

@@ -30,14 +30,10 @@ RC = {
     "legend.frameon": False,
 }
 Drawn = tuple[Figure, pd.DataFrame]
-Panels = tuple[Figure, list[Axes]]
 
 
 def look(group: str) -> dict[str, Any]:
-    """scatter() keywords of a group, by its name.
-
-    "OoD" or "negative" in it means vermilion, "text" or "negative" open triangles.
-    """
+    """scatter() keywords by name: vermilion for "OoD", "negative"; open triangles for "text", "negative"."""
     name = group.lower()
     colour = OOD if "ood" in name or "negative" in name else ID
     if "text" in name or "negative" in name:
@@ -53,11 +49,8 @@ def method_colours(methods: Iterable[str]) -> dict[str, str]:
 
 def panels(
     names: Iterable[str], title: str, columns: int = 3, height: float = PANEL, **keywords: Any
-) -> Panels:
-    """A figure with an axes for each name, in rows of at most ``columns``, each row ``height`` inches.
-
-    ``keywords`` are those of plt.subplots.
-    """
+) -> tuple[Figure, list[Axes]]:
+    """plt.subplots with an axes for each name, in rows of at most ``columns``, each row ``height`` inches."""
     sns.set_theme(context="notebook", style="ticks", font_scale=0.85, rc=RC)
     names = list(names)
     rows, columns = -(-len(names) // columns), min(columns, len(names))
@@ -86,7 +79,7 @@ def legend(figure: Figure, xlabel: str = "") -> None:
 
 def curves(
     frame: pd.DataFrame, labels: Mapping[str, str], title: str, xlabel: str, **keywords: Any
-) -> Panels:
+) -> tuple[Figure, list[Axes]]:
     """seaborn's lineplot of several columns of ``frame``, a panel for each."""
     figure, axes = panels(labels.values(), title, sharex=True)
     for ax, column in zip(axes, labels, strict=True):
@@ -106,17 +99,17 @@ def scatter(ax: Axes, groups: Mapping[str, np.ndarray], alpha: float = 0.8) -> N
 
 
 def histogram(ax: Axes, groups: Mapping[str, np.ndarray], colours: Sequence[str], bins: Any) -> pd.DataFrame:
-    """Densities of all groups on common ``bins`` (edges), median and n in the legend.
+    """Densities on common ``bins`` (edges); median and n stand in the legend, which is the caller's.
 
     Data: group, x (bin centre), density, median, n.
     """
-    named = {f"{group}: median {np.median(v):.2f}, n {len(v):,}": v for group, v in groups.items()}
-    keywords = {"bins": bins, "stat": "density", "common_norm": False, "element": "step"}
-    sns.histplot(named, palette=list(colours), ax=ax, **keywords)
-    ax.set(ylabel="density", yticks=[])
-    centres, frames = (bins[1:] + bins[:-1]) / 2, []
-    for group, values in groups.items():
+    frames = []
+    for (group, values), colour in zip(groups.items(), colours, strict=True):
+        median, n = np.median(values), len(values)
         density, _ = np.histogram(values, bins, density=True)
-        frame = pd.DataFrame({"group": group, "x": centres, "density": density})
-        frames.append(frame.assign(median=np.median(values), n=len(values)))
+        look = {"fill": True, "facecolor": (colour, 0.25), "edgecolor": colour, "linewidth": 1}
+        ax.stairs(density, bins, **look, label=f"{group}: median {median:.2f}, n {n:,}")
+        frame = pd.DataFrame({"group": group, "x": (bins[1:] + bins[:-1]) / 2, "density": density})
+        frames.append(frame.assign(median=median, n=n))
+    ax.set(ylabel="density", yticks=[])
     return pd.concat(frames, ignore_index=True)
