@@ -5,8 +5,6 @@ Notebooks import the rooms by their names, ``from ood_utils import data, geometr
 ``start``.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 

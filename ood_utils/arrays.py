@@ -3,8 +3,6 @@
 A fault is one ``UserError`` naming the array, what is wrong with it, and the remedy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

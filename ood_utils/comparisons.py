@@ -3,22 +3,18 @@
 ``profile`` gives every setting; embeddings come with their negative labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from . import embeddings, geometry, leaderboard, methods, metrics
+from .config import Profile
+from .data import Study
 from .embeddings import StudyEmbeddings
-
-if TYPE_CHECKING:
-    from .config import Profile
-    from .data import Study
-    from .negatives import NegativeList
+from .negatives import NegativeList
 
 ByMethod = Mapping[tuple[str, int], StudyEmbeddings]  # (method, seed) -> embeddings
 

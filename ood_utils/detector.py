@@ -1,13 +1,11 @@
 """What an engineer takes away: one file that scores new images and says whether they are in-distribution."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -80,7 +78,7 @@ class Detector:
         atomic_write(path, to_bytes(tensors, {"detector": json.dumps(facts, default=str)}))
 
     @classmethod
-    def load(cls, path: Path) -> Detector:
+    def load(cls, path: Path) -> Self:
         """Read a detector file; UserError if it is missing, truncated or something else."""
         try:
             with safe_open(path, "np") as file:

@@ -6,8 +6,6 @@ foreign file is rebuilt, and a pass that was killed goes on after its last whole
 without a network.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -16,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -28,12 +26,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from . import files, models, negatives
+from .config import Profile
+from .data import ImageSet, Study
 from .errors import UnreadableImage, UserError, nearest
 from .files import atomic_write, hash_of
-
-if TYPE_CHECKING:
-    from .config import Profile
-    from .data import ImageSet, Study
+from .negatives import NegativeList
 
 SHARD = 16_384  # images of one cache file: what an interrupted pass can lose
 VERSION = 2  # of this module's arithmetic, part of every cache key
@@ -245,7 +242,7 @@ class StudyEmbeddings:
     corpus: list[tuple[str, str]]
     corpus_text: np.ndarray
     scale: float
-    negatives: negatives.NegativeList | None = None
+    negatives: NegativeList | None = None
 
     def __getitem__(self, name: str) -> EmbeddedSet:
         return self.sets[name]
@@ -265,20 +262,20 @@ class StudyEmbeddings:
         """(M, d) embeddings of the negative labels, None before there are any."""
         return None if self.negatives is None else self.corpus_text[self.negatives.indices]
 
-    def with_negatives(self, listed: negatives.NegativeList | Iterable[int]) -> StudyEmbeddings:
+    def with_negatives(self, listed: NegativeList | Iterable[int]) -> Self:
         """The same with these negative labels: a list mined by ``mine``, or indices into the corpus."""
         index = [int(i) for i in getattr(listed, "indices", listed)]
         if index and not 0 <= min(index) <= max(index) < len(self.corpus):
             raise UserError(
                 f"the negatives point beyond the {len(self.corpus)} words of the corpus; mine again"
             )
-        if not isinstance(listed, negatives.NegativeList):
+        if not isinstance(listed, NegativeList):
             words = [self.corpus[i][0] for i in index]
-            listed = negatives.NegativeList(words, words, index)
+            listed = NegativeList(words, words, index)
         return replace(self, negatives=listed)
 
 
-def mine(embedded: StudyEmbeddings, profile: Profile, cleaned: bool | None = None) -> negatives.NegativeList:
+def mine(embedded: StudyEmbeddings, profile: Profile, cleaned: bool | None = None) -> NegativeList:
     """The study's negative labels, mined from its corpus with this model's text tower by the profile's
     settings.
 

@@ -1,7 +1,5 @@
 """The errors a user sees, and how they name what was meant."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

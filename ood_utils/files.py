@@ -1,7 +1,5 @@
 """Whole files or none, hashes, plain JSON, and the one progress bar."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

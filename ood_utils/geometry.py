@@ -5,8 +5,6 @@ and distance agree exactly: ||a - b||^2 = 2 - 2 a.b. Names used throughout: ``im
 (n, d), row k the text of image k; ``class_text`` (K, d), one per class; ``labels`` (n,), indices into it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

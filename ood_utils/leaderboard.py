@@ -5,25 +5,20 @@ Metrics are fractions, named as in ``metrics``. Intervals are 95 % bootstrap int
 spread over seeds stands beside them, never mixed in. Averages weigh each set alike and share the ID resample.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from . import methods, metrics
-from .config import PACKAGE
+from .config import PACKAGE, Profile
+from .embeddings import StudyEmbeddings
 from .errors import UserError, nearest
 from .metrics import LOWER_IS_BETTER, METRICS
-
-if TYPE_CHECKING:
-    from .config import Profile
-    from .embeddings import StudyEmbeddings
 
 # averages that published tables print; added where all their sets were scored. Named apart from our groups,
 # so that no other world's "average near" is ever laid beside a paper's

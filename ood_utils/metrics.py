@@ -6,8 +6,6 @@ at least 95 % of ID images are (ID is positive: MCM, NegLabel, CMA). ``fpr95_ood
 rejected when at least 95 % of OoD images are (OoD is positive: OpenOOD, pytorch-ood).
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Models: open_clip builds, loads and saves all of them, GlyphCLIP of the glyph world included."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -3,8 +3,6 @@
 A corpus is a list of (word, part of speech), "noun" or "adj". Everything is deterministic.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

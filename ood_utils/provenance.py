@@ -1,7 +1,5 @@
 """With what a result was made: time, commit, versions, machine, torch's settings."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

@@ -1,7 +1,5 @@
 """Found by name: the files of a package are what there is to choose from, so adding one is adding a file."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 from types import ModuleType

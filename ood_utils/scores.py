@@ -5,8 +5,6 @@
 at temperature 1 all MCM scores of 1,000 classes lie between 0.00108 and 0.00136, too close for fp16.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

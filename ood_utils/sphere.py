@@ -5,8 +5,6 @@ projects all groups together. None keeps everything: ``gap_latitude`` keeps one 
 neighbours at best. ``picture_error`` measures what a picture says against the truth.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field

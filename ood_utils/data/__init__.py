@@ -4,16 +4,11 @@ Training images are asked for by *key* = epoch * n + index, and the random view 
 alone: workers, processes and resumed runs all see the same pictures.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from .. import registry
+from ..config import Profile
 from .study import ImageSet, Need, Study, examples, picture
-
-if TYPE_CHECKING:
-    from ..config import Profile
 
 __all__ = ["ImageSet", "Need", "Study", "examples", "load", "needs", "picture"]
 

@@ -1,18 +1,13 @@
 """Word lists from which negative labels are mined: a world's names, WordNet, a text file, CSP's phrases."""
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..config import Profile
 from ..errors import UserError
 from .study import Need, subset
-
-if TYPE_CHECKING:
-    from ..config import Profile
 
 NEGLABEL_LEFT_OUT = ("noun.animal", "noun.food")  # lexicographer files absent from NegLabel's corpus
 CSP_LEFT_OUT = (*NEGLABEL_LEFT_OUT, "noun.person", "noun.quantity", "noun.group", "adj.pert")

@@ -1,7 +1,5 @@
 """Image sets of the glyph world: views of its drawings, and two sets that pretraining never named."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache

@@ -4,8 +4,6 @@ Each character of matplotlib's DejaVu and STIX fonts is a human-made picture wit
 16 faces. They are rendered, sorted into ID classes and OoD sets, and photographed ("views").
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -17,19 +15,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import ImageFont
 from scipy.sparse.csgraph import connected_components
 
 from ..errors import UserError
 from ..files import replacing
-
-if TYPE_CHECKING:
-    from PIL import ImageFont
 
 VERSION = 1  # of the view recipe below; part of every fingerprint
 CANVAS = 40  # pixels: side of a stored drawing

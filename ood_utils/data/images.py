@@ -1,7 +1,5 @@
 """Image files as a data set: decoded in the loading workers, transformed, random views by key."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Image files on disk: folders of classes, image lists. Light: no image is opened, torch is not imported."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

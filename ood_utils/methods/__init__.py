@@ -4,8 +4,6 @@ A file holds a ``METHOD``: name in tables, year, source, what it needs of the ev
 one number per image, HIGHER = MORE ID. What the asked methods need is computed once for all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache

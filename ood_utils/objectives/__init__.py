@@ -4,8 +4,6 @@ A new objective is a new file of this package with a function ``loss(batch: Batc
 the scalar to minimise, in nats, from the rows of all processes and their CLIP terms.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import NamedTuple
 

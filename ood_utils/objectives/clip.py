@@ -1,7 +1,5 @@
 """CLIP's contrastive loss, with which FLYP fine-tunes."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from . import Batch, Parts

@@ -1,7 +1,5 @@
 """Cross-modal alignment: CLIP's loss and a pull of every image and text towards the other modality."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ..errors import UserError

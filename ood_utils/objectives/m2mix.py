@@ -1,7 +1,5 @@
 """Geodesic multi-modal mixup: CLIP's loss with hard negatives from the gap between an image and its text."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

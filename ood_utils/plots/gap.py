@@ -1,7 +1,5 @@
 """Figures of the modality gap (notebooks 01 and 02)."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 

@@ -3,8 +3,6 @@
 Data of a figure: picture, group, x, y, z, latitude and longitude (degrees) of every drawn point.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

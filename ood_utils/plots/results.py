@@ -1,7 +1,5 @@
 """Scores of one set, methods compared, and sheets of pictures (notebooks 01, 02 and 04)."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 

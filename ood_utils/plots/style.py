@@ -4,8 +4,6 @@ Blue is in-distribution (ID) and vermilion out-of-distribution (OoD), a filled c
 triangle a text. The colours are Okabe and Ito's, which colour-blind readers tell apart.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The glyph world's datasheet: ``python -m ood_utils.tools.datasheet`` writes docs/DATASHEET.md."""
 
-from __future__ import annotations
-
 from ..config import PACKAGE, ROOT
 from ..data import glyph_world as glyphs
 from ..files import atomic_write

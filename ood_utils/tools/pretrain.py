@@ -1,7 +1,5 @@
 """Pretrain GlyphCLIP on all named glyphs: ``ood pretrain --help``. CPU or GPU."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -3,8 +3,6 @@
 The README's headline table is written from it, between two marks.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import shutil

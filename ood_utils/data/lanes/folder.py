@@ -1,21 +1,16 @@
 """A user's own images: ``data_root`` in ImageFolder layout, ``ood_roots`` folders of anything else."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...config import Profile
 from ...errors import UserError
 from ..corpus import load_corpus
 from ..paths import class_folders, folder_need, images_below
 from ..study import Need, Study, by_use, subset
-
-if TYPE_CHECKING:
-    from ...config import Profile
 
 
 def needs(profile: Profile) -> Iterator[Need]:

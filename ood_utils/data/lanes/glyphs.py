@@ -1,17 +1,12 @@
 """The embedded glyph world: letters are ID; other glyphs, digits and photographs OoD. Needs no files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...config import Profile
 from ..corpus import load_corpus
 from ..study import ImageSet, Need, Study, by_use, subset
-
-if TYPE_CHECKING:
-    from ...config import Profile
 
 
 def needs(profile: Profile) -> Iterator[Need]:

@@ -1,22 +1,17 @@
 """ImageNet-1k with the MOS and OpenOOD v1.5 sets below ``data_root`` (layout: docs/DATA.md)."""
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...config import Profile
 from ...errors import UserError
 from ..corpus import load_corpus, synonyms
 from ..paths import class_folders, folder_need, images_below, listed, listed_images
 from ..study import Need, Study, by_use, subset
-
-if TYPE_CHECKING:
-    from ...config import Profile
 
 LISTS = "benchmark_imglist/imagenet"
 # set -> (group, folder below data_root, OpenOOD list or "", images expected); core_methods 8.1 and 8.2
