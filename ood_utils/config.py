@@ -1,23 +1,13 @@
-"""What a reader may set: the profile of a lane, typed, each value with its range; and the recipe of one
-training.
-"""
+"""What a reader may set, each value with its type and range: a lane's profile, a training's recipe."""
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from . import registry
 from .errors import UserError, nearest
@@ -39,17 +29,38 @@ ROOT = _find_root()
 PROFILES = ROOT / "notebooks" / "profiles"
 
 
-def _with_slot(text: str) -> str:
-    if text.count("{}") != 1:
-        raise ValueError('it must contain "{}" once, where the name goes')
-    return text
+def _rule(holds: Callable[[Any], bool], said: str) -> AfterValidator:
+    """A rule that a value must keep, and what is said where it does not."""
+
+    def check(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError(said)
+        return value
+
+    return AfterValidator(check)
+
+
+def _one_of(package: str) -> AfterValidator:
+    """The name of a file of a package, so that a new one is known at once."""
+
+    def check(name: str) -> str:
+        if name not in (known := registry.names(package)):
+            raise ValueError(f"there is no such file in ood_utils/{package}{nearest(name, known)}")
+        return name
+
+    return AfterValidator(check)
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
-Template = Annotated[str, AfterValidator(_with_slot)]
+Template = Annotated[str, _rule(lambda t: t.count("{}") == 1, 'it must contain "{}" once, for the name')]
+Different = Annotated[list[Count], _rule(lambda v: len(set(v)) == len(v) > 0, "give different values")]
+Crop = Annotated[
+    list[float], _rule(lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1, "give two shares, rising")
+]
+Workers = Annotated[int, Field(ge=-1), AfterValidator(lambda n: n if n >= 0 else cores())]
 
 
 class Values(BaseModel):
@@ -105,21 +116,16 @@ class TrainingValues(Values):
 class Recipe(TrainingValues):
     """All that decides one fine-tuning besides its data and starting weights; JSON-able."""
 
-    objective: str = Field("cma", description="a file of ood_utils/objectives; clip is FLYP")
+    objective: Annotated[str, _one_of("objectives")] = Field("cma", description="clip is FLYP")
     seed: Count = Field(0, description="training seed")
     classes: Count = Field(0, description="ID classes, 0 = all of the profile's")
-
-    @field_validator("objective")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return _one_of("objectives", name)
 
 
 class Profile(TrainingValues):
     """One lane of the series: every value a notebook may read. Flat and read-only."""
 
     title: str = Field("", description="one line shown in the report")
-    data: str = Field("glyphs", description="where images come from, a file of ood_utils/data/lanes")
+    data: Annotated[str, _one_of("data/lanes")] = Field("glyphs", description="where images come from")
     data_root: str = Field("", description="folder of the images (folder and imagenet)")
     ood_roots: dict[str, str] = Field({}, description="folder lane: OoD set name -> folder of images")
     ood_groups: dict[str, Literal["near", "far", "unseen", "validation"]] = Field(
@@ -136,11 +142,11 @@ class Profile(TrainingValues):
     negative_prompt: Template = Field("a {}", description='template of the negative labels, with "{}"')
     adjective_prompt: Template = Field("This is a {} photo", description='of adjectives, with "{}"')
     lams: list[Share] = Field([0, 1e-3, 3e-3, 1e-2, 1e-1], min_length=1, description="the sweep of lam")
-    seeds: list[Count] = Field([0, 1, 2], min_length=1, description="training seeds, different ones")
+    seeds: Different = Field([0, 1, 2], description="training seeds, different ones")
     few_classes: Count = Field(100, description="ID classes of the few-classes ablation, 0 = leave it out")
     processes: Positive = Field(1, description="torchrun processes of one training")
     parallel: Count = Field(2, description="trainings side by side on the CPU, 0 = in the notebook's process")
-    crop_scale: list[float] = Field([0.9, 1], min_length=2, max_length=2, description="crop, share of area")
+    crop_scale: Crop = Field([0.9, 1.0], description="random crop, share of area")
     corpus: Text = Field("names", description="names, a WordNet dict folder, or a text file")
     corpus_words: Count = Field(0, description="corpus words kept, drawn with the data seed; 0 = all")
     quantile: Share = Field(0.95, description="NegMine: quantile of the similarities to the ID names")
@@ -155,7 +161,7 @@ class Profile(TrainingValues):
     groups: Positive = Field(1, description="groups of negative labels")
     temperature: float = Field(0.01, gt=0, description="temperature of MSP, Energy and NegLabel")
     embed_batch: Positive = Field(256, description="images or texts embedded at once")
-    workers: int = Field(0, ge=-1, description="data loader processes, -1 = one for each CPU core")
+    workers: Workers = Field(0, description="data loader processes, -1 = one for each CPU core")
     compile: bool = Field(False, description="torch.compile the image encoder when embedding")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one")
     max_unreadable: Share = Field(0.001, description="share of images that may be unreadable")
@@ -167,30 +173,6 @@ class Profile(TrainingValues):
     minutes: dict[str, float] = Field({}, description="expected minutes of each notebook, by its number")
     timeout_minutes: float = Field(60, gt=0, description="wall-clock limit of one notebook, minutes")
 
-    @field_validator("data")
-    @classmethod
-    def _known_lane(cls, name: str) -> str:
-        return _one_of("data/lanes", name)
-
-    @field_validator("seeds")
-    @classmethod
-    def _different(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("seeds must be different")
-        return seeds
-
-    @field_validator("workers")
-    @classmethod
-    def _cores(cls, workers: int) -> int:
-        return workers if workers >= 0 else cores()
-
-    @field_validator("crop_scale")
-    @classmethod
-    def _ordered(cls, scale: list[float]) -> list[float]:
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError("it must be two shares, 0 < smaller <= larger <= 1")
-        return scale
-
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.batch % self.processes:
@@ -200,9 +182,7 @@ class Profile(TrainingValues):
         return self
 
     def recipe(self, **changes: Any) -> Recipe:
-        """The recipe of one fine-tuning of this profile: its training values, with changes (objective, seed,
-        ...).
-        """
+        """The recipe of one fine-tuning: the profile's training values, with changes (seed, objective ...)."""
         return Recipe(**{name: getattr(self, name) for name in TrainingValues.model_fields} | changes)
 
     def key(self) -> str:
@@ -212,13 +192,6 @@ class Profile(TrainingValues):
     def expected_seconds(self, notebook: str) -> float:
         """Expected seconds of a notebook from `minutes` (by whole name or number), 0 when not known."""
         return 60 * self.minutes.get(notebook, self.minutes.get(notebook.split("_")[0], 0.0))
-
-
-def _one_of(package: str, name: str) -> str:
-    known = registry.names(package)
-    if name not in known:
-        raise ValueError(f"there is no such file in ood_utils/{package}{nearest(name, known)}")
-    return name
 
 
 class _Loader(yaml.SafeLoader):
@@ -288,8 +261,7 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals:
             raise UserError(f"-p {pair} has no value; write -p {key}=VALUE")
-        field = Profile.model_fields.get(key)
-        if field is None:
+        if (field := Profile.model_fields.get(key)) is None:
             raise UserError(f"unknown parameter '{key}'{nearest(key, Profile.model_fields)}")
         try:
             changes[key] = text if field.annotation is str else parse_yaml(text)

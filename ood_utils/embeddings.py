@@ -39,9 +39,7 @@ Item = tuple[Tensor | None, int, int, str]  # image or None, label, key, path of
 
 
 def resolve_device(wanted: str) -> str:
-    """ "cpu" or "cuda:N" for auto, cpu, cuda or cuda:N; under torchrun N is the local rank. UserError without
-    CUDA.
-    """
+    """ "cpu" or "cuda:N" (torchrun: the local rank) for auto, cpu, cuda, cuda:N; UserError without CUDA."""
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device is {wanted!r} but torch sees no CUDA GPU; set device to auto or cpu")
     if wanted == "cpu" or not torch.cuda.is_available():

@@ -1,6 +1,4 @@
-"""The folder of a run: what a notebook reads and writes there, and run.json. Nothing else knows where files
-lie.
-"""
+"""The folder of a run, and run.json. Nothing else knows where files lie."""
 
 from __future__ import annotations
 
@@ -113,9 +111,7 @@ def start(notebook: str, profile: str, run: str = "", changes: dict[str, Any] | 
 
 
 def _seed(seed: int) -> None:
-    """Seed python, numpy and torch (where imported) for a notebook's own play; modules pass their own
-    generators.
-    """
+    """Seed what a notebook itself may draw from, where imported; modules pass their own generators."""
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
@@ -124,9 +120,7 @@ def _seed(seed: int) -> None:
 
 
 def _note_interactive(begun: RunFolder, profile: str, changes: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Note in run.json that a notebook was used by hand. A done one stays done: the runner compares its
-    files.
-    """
+    """Note in run.json that a notebook was used by hand; a done one stays done: its files are compared."""
     fresh = new_record(begun.folder.name, profile, begun.profile, changes, facts)
     record = read_record(begun.folder) or fresh
     entry = record["notebooks"].setdefault(begun.notebook, {"status": "interactive"})
