@@ -182,7 +182,7 @@ class Profile(TrainingValues):
         return self
 
     def recipe(self, **changes: Any) -> Recipe:
-        """The recipe of one fine-tuning: the profile's training values, with changes (seed, objective ...)."""
+        """The recipe of one fine-tuning: the profile's training values, with changes (seed, objective)."""
         return Recipe(**{name: getattr(self, name) for name in TrainingValues.model_fields} | changes)
 
     def key(self) -> str:

@@ -18,7 +18,7 @@ from ood_utils import detector, metrics
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("01_modality_gap", "02_train_aligned", "03_hypersphere", "04_ood_detection")
-pytestmark = [pytest.mark.series, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.series, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def _ood(outputs: Path, *words: str) -> subprocess.CompletedProcess:
