@@ -179,7 +179,8 @@ def test_every_kernel_is_as_jupyter_starts_it_and_knows_nothing_of_the_one_befor
         f"assert sys.executable == {sys.executable!r} and os.getcwd() == {str(config.ROOT)!r}\n"
         "assert matplotlib.get_backend().endswith('inline') and __name__ == '__main__'\n"
         "assert sys.stdin.read() == '' and os.environ['PYTHONHASHSEED'] == '0'\n"
-        "assert os.getpgid(0) == os.getpid() and os.environ['OOD_RUNNER'] == '1'"
+        "assert os.getpgid(0) == os.getpid() and os.environ['OOD_RUNNER'] == '1'\n"
+        "import multiprocessing\nassert multiprocessing.get_start_method(allow_none=True) is None"
     )
     loaded = f"import sys\nassert ('ood_utils.arrays' in sys.modules) is {fork}\n"
     spoil = (
