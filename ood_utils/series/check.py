@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .. import config, data, errors, files, provenance, registry, store
+from .. import config, data, files, provenance, registry, store
 from ..config import Profile
 from ..data import Need
 from ..errors import UserError
@@ -53,8 +53,7 @@ def environment() -> Iterator[Need]:
         if name in ("torch", "open_clip_torch", "scikit-learn", "umap-learn", "papermill"):
             yield Need(True, f"{name} {version}")
     facts = provenance.machine()
-    machine = "{cpu}, {cores} cores, {memory_gib} GiB memory, {system}".format(**facts)
-    yield Need(None, machine)
+    yield Need(None, "{cpu}, {cores} cores, {memory_gib} GiB memory, {system}".format(**facts))
     yield Need(None, f"GPU: {', '.join(_gpus()) or 'none; everything runs on the CPU'}")
     try:
         files.atomic_write(store.OUTPUTS / ".probe", "").unlink()
@@ -91,7 +90,7 @@ def needs(profile: Profile) -> Iterator[Need]:
 
 
 def room(profile: Profile) -> dict[str, float]:
-    """Estimated GiB that a run fills in outputs/, by what for. UserError: a model that cannot be built.
+    """Estimated GiB that a run fills in outputs/, by what for; any fault of a model that cannot be built.
 
     An upper bound: the sweep's models are reckoned to embed everything. Optimiser states go when a training
     ends.
@@ -101,12 +100,8 @@ def room(profile: Profile) -> dict[str, float]:
 
     from .. import models, sweep
 
-    try:
-        with torch.device("meta"):  # sizes without the memory
-            model, _, _ = models.load(profile.model, "random", device="meta")
-    except (ImportError, OSError, RuntimeError) as fault:  # a tokenizer that wants packages or a network
-        reason = str(fault).splitlines()[0]
-        raise UserError(f"model {profile.model!r} cannot be built here: {reason}") from None
+    with torch.device("meta"):  # sizes without the memory
+        model, _, _ = models.load(profile.model, "random", device="meta")
     width = open_clip.get_model_config(profile.model)["embed_dim"]
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**30
     count = sweep.plan(profile, profile.lam).query("method != 'zero-shot'").tag.nunique()
@@ -125,7 +120,7 @@ def disk_need(profile: Profile) -> Need:
     """Whether the disk of outputs/ has the room that a run is reckoned to take."""
     try:
         parts = room(profile)
-    except UserError:
+    except (ImportError, OSError, RuntimeError, UserError):  # no such model, or one that wants a network
         return Need(None, "disk needed: not known for this model")
     wanted, free = sum(parts.values()), _free()
     of = ", ".join(f"{name} {size:.1f}" for name, size in parts.items())
@@ -138,23 +133,18 @@ def weights_need(profile: Profile) -> Need:
     """The weights, looked for without a network."""
     import open_clip
 
-    from .. import models  # noqa: F401 - makes GlyphCLIP known to open_clip
+    from .. import models
 
-    name, tag, what = profile.model, profile.pretrained, f"weights of {profile.model}: {profile.pretrained}"
-    if open_clip.get_model_config(name) is None:
-        known = errors.nearest(name, open_clip.list_models())
-        return Need(False, what, f"model {name!r} is not an open_clip architecture{known}", "WRONG")
-    builtin = config.PACKAGE / "assets" / f"{name}.safetensors"
-    if tag == "random" or (tag == "builtin" and builtin.is_file()):
-        return Need(True, what)
-    if Path(tag).is_file():
-        return Need(True, f"{what} ({Path(tag).stat().st_size / 2**20:.0f} MiB)")
-    known = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in known:
-        own = ["builtin"] if builtin.is_file() else []
-        nearest = errors.nearest(tag, [*own, *known, "random"])
-        return Need(False, what, f"give a file or a tag{nearest}")
-    about = open_clip.get_pretrained_cfg(name, tag)
+    what = f"weights of {profile.model}: {profile.pretrained}"
+    try:
+        models.model_config(profile.model)
+        path, tag = models.source(profile.model, profile.pretrained)
+    except UserError as fault:
+        return Need(False, what, str(fault), "WRONG")
+    if not tag:
+        remedy = "give safetensors, a state dict, or an open_clip tag"
+        return Need(path is None or path.is_file(), what, remedy)
+    about = open_clip.get_pretrained_cfg(profile.model, tag)
     source = about.get("hf_hub") or about.get("url", "")
     licence = "OpenAI's weights are under MIT" if tag == "openai" else "its licence is said there"
     remedy = f"open_clip downloads it at first use (ViT-B/16: 0.6 GB) from {source}; {licence}"

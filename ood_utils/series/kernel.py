@@ -1,4 +1,4 @@
-"""Kernels of a series: children of this process, an environment of their own, an end that leaves nothing running.
+"""Kernels of a series: children of this process that end with it, in an environment of their own.
 
 Importing torch, open_clip and scikit-learn takes as long as a short notebook's own work. So where it can, a
 series has one process that imports them once, the fork server of ``multiprocessing``, and each kernel is its
@@ -44,8 +44,8 @@ def environment(outputs: Path, modules: Iterable[str]) -> Iterator[None]:
     modules: what the notebooks import, loaded once for all of them where kernels can be forked.
     """
     before = dict(os.environ)
+    paths = [str(config.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory(prefix="ood-", ignore_cleanup_errors=True) as aside:
-        paths = [str(config.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ |= {
             "JUPYTER_RUNTIME_DIR": f"{aside}/runtime",
             "IPYTHONDIR": f"{aside}/ipython",  # nothing of the user's IPython
@@ -75,7 +75,7 @@ def environment(outputs: Path, modules: Iterable[str]) -> Iterator[None]:
 
 
 def end_marked() -> None:
-    """End every process with this series' token, whoever its parent is by now; not this one and its helpers."""
+    """End every process with this series' token, whoever its parent is, but this one and its helpers."""
     spared = (os.getpid(), SERVER._forkserver_pid, resource_tracker._resource_tracker._pid)
     for _ in range(3):  # one may have been starting another
         marked = []
