@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
-from importlib import metadata
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ def main(profile: str | None = None, changes: dict[str, Any] | None = None) -> i
     for name in [profile] if profile else config.profile_names():
         values = config.load_profile(name, changes)
         print(f"Profile {name}: {values.title}")
-        whole = _show(needs(values))
-        foreign = profile is None and values.data != "glyphs"  # other lanes need the user's data
-        good = good and (whole or foreign)
+        optional = profile is None and values.data != "glyphs"  # other lanes need the user's data
+        good &= _show(needs(values)) or optional
     print("Ready." if good else "Something is missing: see the lines above.")
     return 0 if good else 1
 
@@ -34,7 +32,7 @@ def _show(found: Iterator[Need]) -> bool:
     remedies, good = set(), True
     for need in found:
         print(need, flush=True)
-        good = good and need.ok is not False
+        good &= need.ok is not False
         if need.ok is False and need.remedy not in remedies:  # several sets may come in one file
             remedies.add(need.remedy)
             print(f"          {'get it' if need.fault == 'MISSING' else 'remedy'}: {need.remedy}")
@@ -43,15 +41,13 @@ def _show(found: Iterator[Need]) -> bool:
 
 def environment() -> Iterator[Need]:
     """Versions, devices, memory, disk, writable outputs."""
-    yield Need(sys.version_info >= (3, 11), f"Python {sys.version.split()[0]}", "Python 3.11 or later")
-    for name in (*provenance.PACKAGES, "jinja2"):
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
+    found = provenance.versions()
+    yield Need(True, f"Python {found['python']}")
+    for name in provenance.PACKAGES:
+        if name not in found:
             yield Need(False, f"package {name}", "pip install -e '.[notebooks]' in the project's folder")
-            continue
-        if name in ("torch", "open_clip_torch", "scikit-learn", "umap-learn", "papermill"):
-            yield Need(True, f"{name} {version}")
+        elif name in ("torch", "open_clip_torch", "scikit-learn", "umap-learn", "papermill"):
+            yield Need(True, f"{name} {found[name]}")
     facts = provenance.machine()
     yield Need(None, "{cpu}, {cores} cores, {memory_gib} GiB memory, {system}".format(**facts))
     yield Need(None, f"GPU: {', '.join(_gpus()) or 'none; everything runs on the CPU'}")
@@ -64,11 +60,11 @@ def environment() -> Iterator[Need]:
 
 
 def _gpus() -> list[str]:
-    try:
+    with suppress(ImportError):
         import torch
-    except ImportError:
-        return []
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return []
 
 
 def _free() -> float:
@@ -84,16 +80,15 @@ def needs(profile: Profile) -> Iterator[Need]:
     if profile.device == "cuda":
         yield Need(bool(_gpus()), "a CUDA GPU that torch sees", "a GPU machine with a CUDA build of torch")
     yield disk_need(profile)
-    times = ", ".join(f"{name} {minutes:g}" for name, minutes in profile.minutes.items())
-    total = f"{times} (all {sum(profile.minutes.values()):g})" if times else "not yet measured"
-    yield Need(None, f"expected minutes: {total}")
+    times = [f"{name} {minutes:g}" for name, minutes in profile.minutes.items()]
+    total = f" (all {sum(profile.minutes.values()):g})" if times else "not yet measured"
+    yield Need(None, f"expected minutes: {', '.join(times)}{total}")
 
 
 def room(profile: Profile) -> dict[str, float]:
-    """Estimated GiB that a run fills in outputs/, by what for; any fault of a model that cannot be built.
+    """Estimated GiB that a run fills in outputs/, by what for; raises what building the model raises.
 
-    An upper bound: the sweep's models are reckoned to embed everything. Optimiser states go when a training
-    ends.
+    An upper bound: all of the sweep's models embed everything. Optimiser states go when a training ends.
     """
     import open_clip
     import torch

@@ -191,7 +191,7 @@ def _message(name: str, error: dict[str, Any], partial: Path) -> str:
 
 
 def surroundings(outputs: Path, due: Sequence[Notebook]) -> AbstractContextManager[None]:
-    """What the kernels of these notebooks need. Where there is none, nothing heavy is imported."""
+    """What the kernels of these notebooks need; where there is none, nothing heavy is imported."""
     if not due:
         return nullcontext()
     from . import kernel
