@@ -59,18 +59,21 @@ def alive(pid):
 
 
 @pytest.fixture
-def world(tmp_path):
+def world(tmp_path, monkeypatch):
     """Two notebooks, a package of one module, an empty outputs folder."""
     notebook(tmp_path / "notebooks" / "01_first.ipynb", FIRST)
     notebook(tmp_path / "notebooks" / "02_second.ipynb", SECOND)
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "scores.py").write_text("x = 1\n")
+    find = state.find
+    monkeypatch.setattr(state, "find", lambda _: find(tmp_path / "notebooks"))
+    monkeypatch.setattr(state, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(store, "OUTPUTS", tmp_path / "outputs")
     return tmp_path
 
 
 def run(world, profile="glyphs-tiny", changes=None, **words):
-    places = {"notebooks": world / "notebooks", "outputs": world / "outputs", "package": world / "package"}
-    return runner.run_series(profile, changes, **places, **words)
+    return runner.run_series(profile, changes, **words)
 
 
 def record(world, name="glyphs-tiny"):
@@ -455,9 +458,9 @@ class TestRefused:
         with pytest.raises(UserError, match="unknown notebook '01_fist'; did you mean 01_first"):
             run(world, only=["01_fist"])
 
-    def test_no_notebooks(self, world):
+    def test_no_notebooks(self, tmp_path):
         with pytest.raises(UserError, match=r"no notebook 0\*\.ipynb"):
-            state.find(world)
+            state.find(tmp_path)
 
     def test_a_file_that_is_no_notebook(self, world):
         (world / "notebooks" / "03_third.ipynb").write_text("{}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import config, data, files, provenance, store
-from ..config import PACKAGE, Profile
+from ..config import Profile
 from ..errors import UserError
 from ..provenance import now
 from . import state
@@ -33,10 +33,6 @@ def run_series(
     only: Iterable[str] = (),
     force: bool = False,
     timeout: float | None = None,
-    *,
-    notebooks: Path | None = None,
-    outputs: Path | None = None,
-    package: Path = PACKAGE,
 ) -> Path:
     """Run the notebooks that must run, in order; then write the report. Returns the run's folder.
 
@@ -45,19 +41,18 @@ def run_series(
     KeyboardInterrupt leaves a run that the next call takes up.
     """
     values = config.load_profile(profile, changes)
-    series = state.find(notebooks or config.ROOT / "notebooks")
+    series = state.find(config.ROOT / "notebooks")
     chosen = state.choose(series, only)
     name = store.run_name(run, profile)
     _check_needs(values, profile)
-    folder = (outputs or store.OUTPUTS).resolve() / name
+    folder = store.OUTPUTS / name
     if str(profile) not in config.profile_names():
         profile = str(config.profile_file(profile))
     with state.sole_user(folder):
-        record: dict[str, Any] = {}
+        record = store.new_record(name, profile, values, changes or {}, {})
         with suppress(UserError) if force else nullcontext():  # what another version wrote
-            record = store.read_record(folder)
-        record = record or store.new_record(name, profile, values, changes or {}, {})
-        inputs = Inputs(values, series, package)
+            record = store.read_record(folder) or record
+        inputs = Inputs(values, series)
         job = _Job(folder, record, profile, values, inputs, 60 * (timeout or values.timeout_minutes))
         try:
             due = chosen if force else [n for n in chosen if inputs.reason(n, record, folder)]

@@ -116,10 +116,10 @@ def module_hash(package: Path) -> str:
 class Inputs:
     """What decides whether a notebook must run: hashes of code, values, module, versions and files read."""
 
-    def __init__(self, profile: Profile, series: Sequence[Notebook], package: Path = PACKAGE) -> None:
+    def __init__(self, profile: Profile, series: Sequence[Notebook]) -> None:
         self.series = series
-        versions = hash_of(provenance.versions())
-        self.common = {"profile": profile.key(), "module": module_hash(package), "versions": versions}
+        self.common = {"profile": profile.key(), "module": module_hash(PACKAGE)}
+        self.common["versions"] = hash_of(provenance.versions())
         names = [profile.data_root, *profile.ood_roots.values(), profile.corpus, profile.pretrained]
         paths = [Path(name) for name in names if name and Path(name).is_absolute()]
         self.outside = [(str(path), tree_hash(path)) for path in paths if path.exists()]
