@@ -18,7 +18,7 @@ from fakes import notebook, stand_in
 
 from ood_utils import config, files, provenance, store
 from ood_utils.errors import UserError
-from ood_utils.series import kernel, runner, state
+from ood_utils.series import kernel, progress, runner, state
 
 FIRST = """
 import json, os, sys
@@ -442,6 +442,21 @@ def test_what_only_the_runner_can_say_is_not_believed(world, calls, left, reason
     run(world)
     assert calls == ["01_first", "02_second", "02_second"]
     assert reason in record(world)["notebooks"]["02_second"]["reason"]
+
+
+# --- what is said meanwhile ---
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    told = progress.Progress("02_second", 4, 90, "not run yet")
+    told.cell = 4
+    told.close("done")
+    said = capsys.readouterr()
+    assert ("cell 4/4, done in 00:0" in said.err) is terminal
+    lines = ["02_second: started (not run yet, about 01:30 expected)", "02_second: done in 00:00"]
+    assert said.out.splitlines() == ([] if terminal else lines)
 
 
 # --- refused before a kernel starts ---

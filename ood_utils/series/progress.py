@@ -58,8 +58,8 @@ class Progress(threading.Thread):
         fate = f"{word} in {clock(time.monotonic() - self.begun)}"
         self.bar.n = self.cells if word == "done" else self.bar.n
         self.bar.set_postfix_str(fate)
-        self.bar.close()
         self._print(fate)
+        self.bar.close()  # a closed bar looks as if there were no terminal
 
 
 def _memory() -> int:
