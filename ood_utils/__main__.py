@@ -6,7 +6,6 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from .errors import UserError
 
@@ -19,8 +18,6 @@ EXAMPLES = """examples:
   ood list                                  the notebooks, their questions, and the runs so far
   ood train --help                          one fine-tuning (also under torchrun)
 """
-
-
 TRAIN = """One fine-tuning, in one process or under torchrun, on one machine or many:
 
   ood train --profile glyphs --objective cma --lam 0.003 --seed 0 --folder outputs/mine
@@ -49,18 +46,21 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     run.add_argument("--timeout", type=float, metavar="MIN", help="wall-clock limit of one notebook, minutes")
     check = commands.add_parser("check", help="say what this machine has and what each profile needs")
     check.add_argument("--profile", help="one profile (default: all)")
+    listing = commands.add_parser("list", help="list the notebooks, the profiles and the runs")
+    report = commands.add_parser("report", help="write a run's report again")
+    report.add_argument("--run", required=True, help="folder below outputs/")
     for command in (run, check):
         several = {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE"}
         command.add_argument("-p", help="change values of the profile", **several)
-    commands.add_parser("list", help="list the notebooks, the profiles and the runs")
-    report = commands.add_parser("report", help="write a run's report again")
-    report.add_argument("--run", required=True, help="folder below outputs/")
+    for command, act in ((run, _run), (check, _check), (listing, _list), (report, _report)):
+        command.set_defaults(act=act)
     short = "fine-tune once; see `ood train --help`"
     train = commands.add_parser("train", help=short, description=TRAIN, formatter_class=layout)
     if words[:1] == ["train"]:
-        from .sweep import add_train_arguments
+        from .sweep import add_train_arguments, train_command
 
         add_train_arguments(train)
+        train.set_defaults(act=train_command)
     commands.add_parser("pretrain", help="train GlyphCLIP from scratch; see `ood pretrain --help`")
     return main
 
@@ -101,34 +101,19 @@ def _list(options: argparse.Namespace) -> int:
     from . import config, files, store
     from .series import state
 
-    print("Notebooks")
-    for notebook in state.find(config.ROOT / "notebooks"):
-        print(f"  {notebook.name:22} {notebook.question}")
-    print("Profiles")
-    for name in config.profile_names():
-        print(f"  {name:22} {config.load_profile(name).title}")
-    print(f"Runs in {store.OUTPUTS}")
-    for path in (records := sorted(store.OUTPUTS.glob("*/run.json"))):
+    rows = {"Notebooks": [(n.name, n.question) for n in state.find(config.ROOT / "notebooks")]}
+    rows["Profiles"] = [(name, config.load_profile(name).title) for name in config.profile_names()]
+    runs = rows[f"Runs in {store.OUTPUTS}"] = []
+    for path in sorted(store.OUTPUTS.glob("*/run.json")):
         record = files.read_json(path)
         entries = sorted(record.get("notebooks", {}).items())
         states = ", ".join(f"{name.split('_')[0]} {entry.get('status')}" for name, entry in entries)
-        print(f"  {path.parent.name:22} {record.get('status', 'unknown')}: {states}")
-    if not records:
-        print("  none yet; `ood run` makes one")
+        runs.append((path.parent.name, f"{record.get('status', 'unknown')}: {states}"))
+    for heading, pairs in rows.items():
+        print(heading)
+        for name, what in pairs or [("none yet", "`ood run` makes one")]:
+            print(f"  {name:22} {what}")
     return 0
-
-
-def _train(options: argparse.Namespace) -> int:
-    from .sweep import train_command
-
-    return train_command(options)
-
-
-HANDLERS = {"run": _run, "check": _check, "list": _list, "report": _report, "train": _train}
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,13 +124,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        signal.signal(signal.SIGTERM, _interrupt)  # a batch system's end is as orderly as Ctrl-C
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # a batch system's end is as orderly as Ctrl-C
         if words[:1] == ["pretrain"]:
             from .tools import pretrain
 
             return pretrain.main(words[1:]) or 0
         options = parser(words).parse_args(words)
-        return HANDLERS[options.command](options)
+        return options.act(options)
     except UserError as mistake:
         print(f"ood: {mistake}", file=sys.stderr)
         return 2

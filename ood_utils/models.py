@@ -162,7 +162,7 @@ def load(
     names.
     """
     config = model_config(name)
-    path, tag = _source(name, pretrained)
+    path, tag = source(name, pretrained)
     quick = tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
     if quick and not config.get("quick_gelu"):
         raise UserError(f"pretrained {tag!r} was trained with QuickGELU; use model {name + '-quickgelu'!r}")
@@ -180,7 +180,7 @@ def load(
     return model.eval(), transforms(name, pretrained)[1], tokenizer
 
 
-def _source(name: str, pretrained: str) -> tuple[Path | None, str | None]:
+def source(name: str, pretrained: str) -> tuple[Path | None, str | None]:
     """(path, tag) of the weights, one of them None, both for "random"; UserError for neither file nor tag."""
     if name == "GlyphCLIP" and pretrained == "builtin":
         return GLYPH_WEIGHTS, None
@@ -189,7 +189,8 @@ def _source(name: str, pretrained: str) -> tuple[Path | None, str | None]:
     if "/" in pretrained or Path(pretrained).suffix in (".safetensors", ".pt", ".pth", ".bin"):
         return Path(pretrained), None
     if pretrained not in (tags := open_clip.list_pretrained_tags_by_model(name)):
-        known = nearest(pretrained, [*tags, "random"])
+        own = ["builtin"] if name == "GlyphCLIP" else []
+        known = nearest(pretrained, [*own, *tags, "random"])
         raise UserError(f"pretrained {pretrained!r} is no tag of model {name!r} and no file{known}")
     return None, pretrained
 
@@ -213,7 +214,7 @@ class Network:
     @cached_property
     def key(self) -> str:
         """Hash of architecture and weights file. UserError when the file cannot be had."""
-        path, tag = _source(self.name, self.pretrained)
+        path, tag = source(self.name, self.pretrained)
         if tag:
             try:
                 path = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(self.name, tag)))

@@ -18,7 +18,7 @@ from fakes import notebook, stand_in
 
 from ood_utils import config, files, provenance, store
 from ood_utils.errors import UserError
-from ood_utils.series import kernel, runner, state
+from ood_utils.series import kernel, progress, runner, state
 
 FIRST = """
 import json, os, sys
@@ -59,18 +59,21 @@ def alive(pid):
 
 
 @pytest.fixture
-def world(tmp_path):
+def world(tmp_path, monkeypatch):
     """Two notebooks, a package of one module, an empty outputs folder."""
     notebook(tmp_path / "notebooks" / "01_first.ipynb", FIRST)
     notebook(tmp_path / "notebooks" / "02_second.ipynb", SECOND)
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "scores.py").write_text("x = 1\n")
+    find = state.find
+    monkeypatch.setattr(state, "find", lambda _: find(tmp_path / "notebooks"))
+    monkeypatch.setattr(state, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(store, "OUTPUTS", tmp_path / "outputs")
     return tmp_path
 
 
 def run(world, profile="glyphs-tiny", changes=None, **words):
-    places = {"notebooks": world / "notebooks", "outputs": world / "outputs", "package": world / "package"}
-    return runner.run_series(profile, changes, **places, **words)
+    return runner.run_series(profile, changes, **words)
 
 
 def record(world, name="glyphs-tiny"):
@@ -179,7 +182,8 @@ def test_every_kernel_is_as_jupyter_starts_it_and_knows_nothing_of_the_one_befor
         f"assert sys.executable == {sys.executable!r} and os.getcwd() == {str(config.ROOT)!r}\n"
         "assert matplotlib.get_backend().endswith('inline') and __name__ == '__main__'\n"
         "assert sys.stdin.read() == '' and os.environ['PYTHONHASHSEED'] == '0'\n"
-        "assert os.getpgid(0) == os.getpid() and os.environ['OOD_RUNNER'] == '1'"
+        "assert os.getpgid(0) == os.getpid() and os.environ['OOD_RUNNER'] == '1'\n"
+        "import multiprocessing\nassert multiprocessing.get_start_method(allow_none=True) is None"
     )
     loaded = f"import sys\nassert ('ood_utils.arrays' in sys.modules) is {fork}\n"
     spoil = (
@@ -440,6 +444,21 @@ def test_what_only_the_runner_can_say_is_not_believed(world, calls, left, reason
     assert reason in record(world)["notebooks"]["02_second"]["reason"]
 
 
+# --- what is said meanwhile ---
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    told = progress.Progress("02_second", 4, 90, "not run yet")
+    told.cell = 4
+    told.close("done")
+    said = capsys.readouterr()
+    assert ("cell 4/4, done in 00:0" in said.err) is terminal
+    lines = ["02_second: started (not run yet, about 01:30 expected)", "02_second: done in 00:00"]
+    assert said.out.splitlines() == ([] if terminal else lines)
+
+
 # --- refused before a kernel starts ---
 
 
@@ -454,9 +473,9 @@ class TestRefused:
         with pytest.raises(UserError, match="unknown notebook '01_fist'; did you mean 01_first"):
             run(world, only=["01_fist"])
 
-    def test_no_notebooks(self, world):
+    def test_no_notebooks(self, tmp_path):
         with pytest.raises(UserError, match=r"no notebook 0\*\.ipynb"):
-            state.find(world)
+            state.find(tmp_path)
 
     def test_a_file_that_is_no_notebook(self, world):
         (world / "notebooks" / "03_third.ipynb").write_text("{}")

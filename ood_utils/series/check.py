@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
-from importlib import metadata
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .. import config, data, errors, files, provenance, registry, store
+from .. import config, data, files, provenance, registry, store
 from ..config import Profile
 from ..data import Need
 from ..errors import UserError
@@ -22,9 +21,8 @@ def main(profile: str | None = None, changes: dict[str, Any] | None = None) -> i
     for name in [profile] if profile else config.profile_names():
         values = config.load_profile(name, changes)
         print(f"Profile {name}: {values.title}")
-        whole = _show(needs(values))
-        foreign = profile is None and values.data != "glyphs"  # other lanes need the user's data
-        good = good and (whole or foreign)
+        optional = profile is None and values.data != "glyphs"  # other lanes need the user's data
+        good &= _show(needs(values)) or optional
     print("Ready." if good else "Something is missing: see the lines above.")
     return 0 if good else 1
 
@@ -34,7 +32,7 @@ def _show(found: Iterator[Need]) -> bool:
     remedies, good = set(), True
     for need in found:
         print(need, flush=True)
-        good = good and need.ok is not False
+        good &= need.ok is not False
         if need.ok is False and need.remedy not in remedies:  # several sets may come in one file
             remedies.add(need.remedy)
             print(f"          {'get it' if need.fault == 'MISSING' else 'remedy'}: {need.remedy}")
@@ -43,18 +41,15 @@ def _show(found: Iterator[Need]) -> bool:
 
 def environment() -> Iterator[Need]:
     """Versions, devices, memory, disk, writable outputs."""
-    yield Need(sys.version_info >= (3, 11), f"Python {sys.version.split()[0]}", "Python 3.11 or later")
-    for name in (*provenance.PACKAGES, "jinja2"):
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
+    found = provenance.versions()
+    yield Need(True, f"Python {found['python']}")
+    for name in provenance.PACKAGES:
+        if name not in found:
             yield Need(False, f"package {name}", "pip install -e '.[notebooks]' in the project's folder")
-            continue
-        if name in ("torch", "open_clip_torch", "scikit-learn", "umap-learn", "papermill"):
-            yield Need(True, f"{name} {version}")
+        elif name in ("torch", "open_clip_torch", "scikit-learn", "umap-learn", "papermill"):
+            yield Need(True, f"{name} {found[name]}")
     facts = provenance.machine()
-    machine = "{cpu}, {cores} cores, {memory_gib} GiB memory, {system}".format(**facts)
-    yield Need(None, machine)
+    yield Need(None, "{cpu}, {cores} cores, {memory_gib} GiB memory, {system}".format(**facts))
     yield Need(None, f"GPU: {', '.join(_gpus()) or 'none; everything runs on the CPU'}")
     try:
         files.atomic_write(store.OUTPUTS / ".probe", "").unlink()
@@ -65,11 +60,11 @@ def environment() -> Iterator[Need]:
 
 
 def _gpus() -> list[str]:
-    try:
+    with suppress(ImportError):
         import torch
-    except ImportError:
-        return []
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return []
 
 
 def _free() -> float:
@@ -85,28 +80,23 @@ def needs(profile: Profile) -> Iterator[Need]:
     if profile.device == "cuda":
         yield Need(bool(_gpus()), "a CUDA GPU that torch sees", "a GPU machine with a CUDA build of torch")
     yield disk_need(profile)
-    times = ", ".join(f"{name} {minutes:g}" for name, minutes in profile.minutes.items())
-    total = f"{times} (all {sum(profile.minutes.values()):g})" if times else "not yet measured"
-    yield Need(None, f"expected minutes: {total}")
+    times = [f"{name} {minutes:g}" for name, minutes in profile.minutes.items()]
+    total = f" (all {sum(profile.minutes.values()):g})" if times else "not yet measured"
+    yield Need(None, f"expected minutes: {', '.join(times)}{total}")
 
 
 def room(profile: Profile) -> dict[str, float]:
-    """Estimated GiB that a run fills in outputs/, by what for. UserError: a model that cannot be built.
+    """Estimated GiB that a run fills in outputs/, by what for; raises what building the model raises.
 
-    An upper bound: the sweep's models are reckoned to embed everything. Optimiser states go when a training
-    ends.
+    An upper bound: all of the sweep's models embed everything. Optimiser states go when a training ends.
     """
     import open_clip
     import torch
 
     from .. import models, sweep
 
-    try:
-        with torch.device("meta"):  # sizes without the memory
-            model, _, _ = models.load(profile.model, "random", device="meta")
-    except (ImportError, OSError, RuntimeError) as fault:  # a tokenizer that wants packages or a network
-        reason = str(fault).splitlines()[0]
-        raise UserError(f"model {profile.model!r} cannot be built here: {reason}") from None
+    with torch.device("meta"):  # sizes without the memory
+        model, _, _ = models.load(profile.model, "random", device="meta")
     width = open_clip.get_model_config(profile.model)["embed_dim"]
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**30
     count = sweep.plan(profile, profile.lam).query("method != 'zero-shot'").tag.nunique()
@@ -125,7 +115,7 @@ def disk_need(profile: Profile) -> Need:
     """Whether the disk of outputs/ has the room that a run is reckoned to take."""
     try:
         parts = room(profile)
-    except UserError:
+    except (ImportError, OSError, RuntimeError, UserError):  # no such model, or one that wants a network
         return Need(None, "disk needed: not known for this model")
     wanted, free = sum(parts.values()), _free()
     of = ", ".join(f"{name} {size:.1f}" for name, size in parts.items())
@@ -138,23 +128,18 @@ def weights_need(profile: Profile) -> Need:
     """The weights, looked for without a network."""
     import open_clip
 
-    from .. import models  # noqa: F401 - makes GlyphCLIP known to open_clip
+    from .. import models
 
-    name, tag, what = profile.model, profile.pretrained, f"weights of {profile.model}: {profile.pretrained}"
-    if open_clip.get_model_config(name) is None:
-        known = errors.nearest(name, open_clip.list_models())
-        return Need(False, what, f"model {name!r} is not an open_clip architecture{known}", "WRONG")
-    builtin = config.PACKAGE / "assets" / f"{name}.safetensors"
-    if tag == "random" or (tag == "builtin" and builtin.is_file()):
-        return Need(True, what)
-    if Path(tag).is_file():
-        return Need(True, f"{what} ({Path(tag).stat().st_size / 2**20:.0f} MiB)")
-    known = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in known:
-        own = ["builtin"] if builtin.is_file() else []
-        nearest = errors.nearest(tag, [*own, *known, "random"])
-        return Need(False, what, f"give a file or a tag{nearest}")
-    about = open_clip.get_pretrained_cfg(name, tag)
+    what = f"weights of {profile.model}: {profile.pretrained}"
+    try:
+        models.model_config(profile.model)
+        path, tag = models.source(profile.model, profile.pretrained)
+    except UserError as fault:
+        return Need(False, what, str(fault), "WRONG")
+    if not tag:
+        remedy = "give safetensors, a state dict, or an open_clip tag"
+        return Need(path is None or path.is_file(), what, remedy)
+    about = open_clip.get_pretrained_cfg(profile.model, tag)
     source = about.get("hf_hub") or about.get("url", "")
     licence = "OpenAI's weights are under MIT" if tag == "openai" else "its licence is said there"
     remedy = f"open_clip downloads it at first use (ViT-B/16: 0.6 GB) from {source}; {licence}"

@@ -1,25 +1,25 @@
-"""Kernels of a series: this interpreter, an environment of their own, and an end that leaves nothing running.
+"""Kernels of a series: children of this process that end with it, in an environment of their own.
 
 Importing torch, open_clip and scikit-learn takes as long as a short notebook's own work. So where it can, a
 series has one process that imports them once, the fork server of ``multiprocessing``, and each kernel is its
 fork, as fresh as a new interpreter but for those modules. Linux without a GPU (CUDA does not survive a fork);
-elsewhere kernels start plainly and nothing else differs.
+elsewhere kernels are spawned and nothing else differs.
 """
 
 from __future__ import annotations
 
-import multiprocessing.context
+import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -44,10 +44,8 @@ def environment(outputs: Path, modules: Iterable[str]) -> Iterator[None]:
     modules: what the notebooks import, loaded once for all of them where kernels can be forked.
     """
     before = dict(os.environ)
+    paths = [str(config.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory(prefix="ood-", ignore_cleanup_errors=True) as aside:
-        paths = [str(config.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        if can_fork():
-            resource_tracker.ensure_running()  # before the token is there: it lives as long as the runner
         os.environ |= {
             "JUPYTER_RUNTIME_DIR": f"{aside}/runtime",
             "IPYTHONDIR": f"{aside}/ipython",  # nothing of the user's IPython
@@ -59,7 +57,6 @@ def environment(outputs: Path, modules: Iterable[str]) -> Iterator[None]:
             "OOD_ROOT": str(config.ROOT),
             "OOD_OUTPUTS": str(outputs),
             "OOD_RUNNER": "1",
-            "OOD_RUNNER_PID": str(os.getpid()),
             "OOD_TOKEN": uuid.uuid4().hex,
             "OOD_PRELOAD": " ".join(sorted(modules)),
         }
@@ -77,9 +74,9 @@ def environment(outputs: Path, modules: Iterable[str]) -> Iterator[None]:
             os.environ |= before
 
 
-def end_marked(but_server: bool = True) -> None:
-    """End every process with this series' token, whoever its parent is by now; not this one or the server."""
-    spared = (os.getpid(), SERVER._forkserver_pid if but_server else None)
+def end_marked() -> None:
+    """End every process with this series' token, whoever its parent is, but this one and its helpers."""
+    spared = (os.getpid(), SERVER._forkserver_pid, resource_tracker._resource_tracker._pid)
     for _ in range(3):  # one may have been starting another
         marked = []
         for process in psutil.process_iter():
@@ -96,67 +93,38 @@ def end_marked(but_server: bool = True) -> None:
             _, marked = psutil.wait_procs(marked, timeout=3)
 
 
-class _Process(getattr(multiprocessing.context, "ForkServerProcess", multiprocessing.Process)):
-    """A fork of the server, with what jupyter_client uses of subprocess.Popen."""
+class _Child(LocalProvisioner):
+    """Starts the kernel as a child of ``multiprocessing`` and shows jupyter_client a subprocess.Popen."""
 
-    stdin = stdout = stderr = None
-
-    def poll(self) -> int | None:
-        return self.exitcode
-
-    def wait(self) -> int | None:
-        self.join()
-        return self.exitcode
-
-    def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-
-class _Fork(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **words: Any) -> Any:
-        self.cwd = str(words.get("cwd") or os.getcwd())
-        self.process = _Process(target=_become, args=(cmd[2:], words["env"], self.cwd))
+        context = multiprocessing.get_context("forkserver" if can_fork() else "spawn")
+        child = context.Process(target=_become, args=(cmd, os.getcwd()))
         with processes.main_hidden():
-            self.process.start()
-        self.pid = self.pgid = self.process.pid
+            child.start()
+        calls = {"poll": lambda: child.exitcode, "wait": child.join, "kill": child.kill}
+        calls |= {"terminate": child.terminate, "send_signal": lambda number: os.kill(child.pid, number)}
+        self.process = SimpleNamespace(stdin=None, stdout=None, stderr=None, win32_interrupt_event=0, **calls)
+        self.pid = self.pgid = child.pid
         return self.connection_info
 
 
 class Manager(AsyncKernelManager):
     """Makes kernels of this very interpreter, whatever kernels are installed and a notebook asks for."""
 
+    kernel_spec = KernelSpec(argv=["kernel", "--log-level=50", "-f", "{connection_file}"], language="python")
+
     def __init__(self, **words: Any) -> None:
         super().__init__(**words)
-        if can_fork():
-            self.provisioner = _Fork(kernel_spec=self.kernel_spec, parent=self)
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        """The one kernel there is."""
-        command = [
-            sys.executable,
-            "-m",
-            "ood_utils.series.kernel",
-            "--log-level=50",
-            "-f",
-            "{connection_file}",
-        ]
-        return KernelSpec(argv=command, display_name="python3", language="python")
+        self.provisioner = _Child(kernel_spec=self.kernel_spec, parent=self)
 
 
-def _become(argv: list[str], environment: dict[str, str], folder: str) -> None:
-    """In a fork: become the kernel, in a process group of its own so that interrupts reach it alone."""
-    os.setsid()
+def _become(argv: list[str], folder: str) -> None:
+    """In the child: be a kernel in a process group of its own, so that interrupts reach it alone."""
+    if hasattr(os, "setsid"):
+        os.setsid()
     os.chdir(folder)
-    os.environ.clear()
-    os.environ |= environment
     sys.argv = argv
-    _serve()
-
-
-def _serve() -> None:
-    """Be a kernel until it is told to end or the runner is gone, however it went: then nothing stays."""
-    os.environ.pop("JPY_PARENT_PID", None)  # ipykernel's own watch would end the kernel alone
+    multiprocessing.set_start_method(None, force=True)  # the notebook's own choice, not this child's
     threading.Thread(target=_follow, daemon=True).start()
     from ipykernel.kernelapp import IPKernelApp
 
@@ -164,13 +132,7 @@ def _serve() -> None:
 
 
 def _follow() -> None:
-    with suppress(psutil.NoSuchProcess):
-        runner = psutil.Process(int(os.environ["OOD_RUNNER_PID"]))
-        while runner.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(1)
-    end_marked(but_server=False)
+    """Once the runner is gone, however it went, nothing stays."""
+    multiprocessing.parent_process().join()
+    end_marked()
     os._exit(1)
-
-
-if __name__ == "__main__":
-    _serve()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import threading
 import time
 from contextlib import suppress
 
 import psutil
 from tqdm import tqdm
+
+clock = tqdm.format_interval  # seconds -> "1:02:03"
 
 
 class Progress(threading.Thread):
@@ -23,15 +24,18 @@ class Progress(threading.Thread):
         """`expected`: seconds that the notebook should take, 0 when not known. `reason`: why it runs."""
         super().__init__(daemon=True)
         self.title, self.cell, self.cells, self.expected, self.peak = name, 0, cells, expected, 0
-        self.begun, self.ended, self.bar = time.monotonic(), threading.Event(), None
-        if sys.stderr.isatty():
-            layout = "{desc} |{bar:24}| cell {n_fmt}/{total_fmt}{postfix}"
-            width = min(shutil.get_terminal_size((100, 24)).columns, 120)  # some say that they have no size
-            self.bar = tqdm(total=cells, desc=f"{name} ({reason})", bar_format=layout, ncols=width, nrows=9)
-        else:
-            about = f", about {_clock(expected)} expected" if expected else ""
-            print(f"{name}: started ({reason}{about})", flush=True)
+        self.begun, self.ended = time.monotonic(), threading.Event()
+        layout = "{desc} |{bar:24}| cell {n_fmt}/{total_fmt}{postfix}"
+        width = min(shutil.get_terminal_size((100, 24)).columns, 120)  # some say that they have no size
+        terminal = {"bar_format": layout, "ncols": width, "nrows": 9, "disable": None}
+        self.bar = tqdm(total=cells, desc=f"{name} ({reason})", **terminal)
+        about = f", about {clock(expected)} expected" if expected else ""
+        self._print(f"started ({reason}{about})")
         self.start()
+
+    def _print(self, words: str) -> None:
+        if self.bar.disable:  # no terminal
+            print(f"{self.title}: {words}", flush=True)
 
     def run(self) -> None:
         """Twice a second until the end: the clock, and at times the memory."""
@@ -41,30 +45,21 @@ class Progress(threading.Thread):
                 self.peak = max(self.peak, _memory())
             turn += 1
             spent = time.monotonic() - self.begun
-            left = f", about {_clock(self.expected - spent)} left" if self.expected > spent else ""
-            if self.bar is not None:
-                self.bar.n, self.bar.total = max(self.cell - 1, 0), self.cells
-                self.bar.set_postfix_str(f"{_clock(spent)}{left}")
-            elif turn % 60 == 0:
-                print(f"{self.title}: cell {self.cell}/{self.cells}, {_clock(spent)}{left}", flush=True)
+            left = f", about {clock(self.expected - spent)} left" if self.expected > spent else ""
+            self.bar.n = max(self.cell - 1, 0)
+            self.bar.set_postfix_str(f"{clock(spent)}{left}")
+            if turn % 60 == 0:
+                self._print(f"cell {self.cell}/{self.cells}, {clock(spent)}{left}")
 
     def close(self, word: str) -> None:
         """End the line with the notebook's fate."""
         self.ended.set()
         self.join()
-        spent = _clock(time.monotonic() - self.begun)
-        if self.bar is None:
-            print(f"{self.title}: {word} in {spent}", flush=True)
-            return
-        self.bar.n = self.bar.total if word == "done" else self.bar.n
-        self.bar.set_postfix_str(f"{word} in {spent}")
-        self.bar.close()
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        fate = f"{word} in {clock(time.monotonic() - self.begun)}"
+        self.bar.n = self.cells if word == "done" else self.bar.n
+        self.bar.set_postfix_str(fate)
+        self._print(fate)
+        self.bar.close()  # a closed bar looks as if there were no terminal
 
 
 def _memory() -> int:

@@ -73,8 +73,8 @@ def _index(folder: Path, record: dict[str, Any], questions: dict[str, str], key:
     import jinja2
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
-    environment.filters |= {"words": lambda name: name.replace("_", " "), "cell": _cell, "join": _join}
-    environment.filters["json"] = lambda value: json.dumps(value, indent=1)
+    filters = {"words": lambda name: name.replace("_", " "), "cell": _cell, "join": _join, "json": json.dumps}
+    environment.filters |= filters
     owner = {path: name for name, entry in record["notebooks"].items() for path in entry.get("outputs", {})}
     pictures = sorted((folder / "figures").glob("*.png"))
     tables = sorted((folder / "tables").glob("*.csv"))
@@ -98,9 +98,8 @@ def _numbers(path: Path) -> list[tuple[str, Any]]:
     """(name, value) of the single values of a results file; lists are left to the tables."""
     import pandas as pd
 
-    results = files.read_json(path)
-    results.pop("provenance", None)
-    flat = pd.json_normalize(results, sep=" ").to_dict("records")[0].items() if results else ()
+    results = {name: value for name, value in files.read_json(path).items() if name != "provenance"}
+    flat = [row for one in pd.json_normalize(results, sep=" ").to_dict("records") for row in one.items()]
     return [(name, value) for name, value in flat if value is not None and not isinstance(value, list | dict)]
 
 
@@ -114,10 +113,9 @@ def _table(path: Path, limit: int) -> dict[str, Any]:
     style = Styler(frame.head(limit), uuid=f"{path.stem}-{limit}", cell_ids=False).hide(axis="index")
     html = style.format(_cell, na_rep="", escape="html").set_table_styles(right).to_html()
     words = {*frame.columns, *frame.select_dtypes(exclude="number").astype(str).to_numpy().ravel()}
-    note = "; ".join(f"{name}: {text}" for name, text in COLUMNS.items() if name in words)
-    note += "." if note else ""
-    note += f" First {limit} of {len(frame)} rows." if len(frame) > limit else ""
-    return {"path": path, "html": html, "note": note}
+    notes = [f"{name}: {text}." for name, text in COLUMNS.items() if name in words]
+    notes += [f"First {limit} of {len(frame)} rows."] if len(frame) > limit else []
+    return {"path": path, "html": html, "note": " ".join(notes)}
 
 
 def _cell(value: Any) -> str:

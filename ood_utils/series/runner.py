@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import config, data, files, provenance, store
-from ..config import PACKAGE, Profile
+from ..config import Profile
 from ..errors import UserError
 from ..provenance import now
 from . import state
@@ -33,10 +33,6 @@ def run_series(
     only: Iterable[str] = (),
     force: bool = False,
     timeout: float | None = None,
-    *,
-    notebooks: Path | None = None,
-    outputs: Path | None = None,
-    package: Path = PACKAGE,
 ) -> Path:
     """Run the notebooks that must run, in order; then write the report. Returns the run's folder.
 
@@ -45,26 +41,24 @@ def run_series(
     KeyboardInterrupt leaves a run that the next call takes up.
     """
     values = config.load_profile(profile, changes)
-    series = state.find(notebooks or config.ROOT / "notebooks")
+    series = state.find(config.ROOT / "notebooks")
     chosen = state.choose(series, only)
     name = store.run_name(run, profile)
     _check_needs(values, profile)
-    folder = (outputs or store.OUTPUTS).resolve() / name
+    folder = store.OUTPUTS / name
     if str(profile) not in config.profile_names():
         profile = str(config.profile_file(profile))
     with state.sole_user(folder):
-        record: dict[str, Any] = {}
+        record = store.new_record(name, profile, values, changes or {}, {})
         with suppress(UserError) if force else nullcontext():  # what another version wrote
-            record = store.read_record(folder)
-        record = record or store.new_record(name, profile, values, changes or {}, {})
-        inputs = Inputs(values, series, package)
+            record = store.read_record(folder) or record
+        inputs = Inputs(values, series)
+        job = _Job(folder, record, profile, values, inputs, 60 * (timeout or values.timeout_minutes))
         try:
             due = chosen if force else [n for n in chosen if inputs.reason(n, record, folder)]
             if due:
                 fresh = store.new_record(name, profile, values, changes or {}, provenance.provenance())
                 record.update(fresh, notebooks=record["notebooks"], status="running")
-            limit = 60 * (timeout or values.timeout_minutes)
-            job = _Job(folder, record, profile, values, inputs, limit)
             with surroundings(folder.parent, due):
                 for notebook in chosen:
                     reason = "--force" if force else inputs.reason(notebook, record, folder)
@@ -81,9 +75,9 @@ def _check_needs(values: Profile, profile: str) -> None:
     """UserError naming the first thing that the profile needs on disk and that is not there."""
     for need in data.needs(values):
         if need.ok is False:
+            what = f"profile {Path(profile).stem}: {need.fault.lower()}: {need.what}; {need.remedy}"
             ask = f"`python -m ood_utils check --profile {profile}` lists all that is needed"
-            what = f"{need.fault.lower()}: {need.what}; {need.remedy}"
-            raise UserError(f"profile {Path(profile).stem}: {what}; {ask}")
+            raise UserError(f"{what}; {ask}")
 
 
 def _finish(folder: Path, record: dict[str, Any], inputs: Inputs) -> None:
@@ -122,24 +116,30 @@ class _Job:
     def run(self, notebook: Notebook, reason: str) -> None:
         """Execute one notebook; its status is done, failed or interrupted when this returns or raises."""
         entry, before = self._begin(notebook, reason)
+        copy = self.folder / "notebooks" / f"{notebook.name}.partial.ipynb"
+        copy.parent.mkdir(exist_ok=True)
+        parameters = {"profile": self.profile, "run": self.folder.name, "changes": self.record["changes"]}
+        expected = self.values.expected_seconds(notebook.name)
+        progress = Progress(notebook.name, 1 + len(notebook.code), expected, reason)  # 1: injected
         begun = time.monotonic()
         try:
-            error, entry["peak_mib"] = self._execute(notebook, reason)
+            error = execute(notebook.path, copy, parameters, self.limit, progress)
+            entry.update({"status": "failed", "error": error} if error else {"status": "done"})
             if not error:
-                state.own(self.folder, self.record, notebook.name, before)
                 results = files.read_json(self.folder / "results" / f"{notebook.name}.json")
                 entry["facts"] = results.get("provenance")
-            entry.update({"status": "failed", "error": error} if error else {"status": "done"})
         except BaseException as fault:
             entry.update(status="interrupted", error={"kind": type(fault).__name__})
             raise
         finally:
-            if entry["status"] != "done":  # what it had before stays its own
-                entry["outputs"] = entry.get("outputs", {}) | state.written(self.folder, before)
-            entry.update(finished=now(), seconds=round(time.monotonic() - begun, 1))
+            progress.close("failed" if "error" in entry else "done")
+            _rename(copy, notebook.name, entry.get("error"))
+            state.own(self.folder, self.record, notebook.name, before)
+            spent = {"seconds": round(time.monotonic() - begun, 1), "peak_mib": progress.peak}
+            entry.update(finished=now(), **spent)
             store.write_record(self.folder, self.record)
         if error:
-            raise NotebookFailed(self._message(notebook, error))
+            raise NotebookFailed(_message(notebook.name, error, copy))
 
     def _begin(self, notebook: Notebook, reason: str) -> tuple[dict[str, Any], state.Stats]:
         """A notebook's part of run.json as it starts, and the files that are there before it."""
@@ -148,56 +148,45 @@ class _Job:
         if old.get("status") == "running":  # cut off: what nobody owns must be its own
             owned = {path for entry in notebooks.values() for path in entry.get("outputs", {})}
             before = {path: stat for path, stat in before.items() if path in owned}
-        facts = self.record["provenance"]
         entry = {key: old[key] for key in ("outputs", "interactive") if key in old}
         entry |= {"status": "running", "reason": reason, "started": now(), "id": self.record["id"]}
         entry |= {"inputs": self.inputs.of(notebook, self.record), "cells": len(notebook.code)}
-        notebooks[notebook.name] = entry | {"commit": facts["commit"], "dirty": facts["dirty"]}
+        entry |= {key: self.record["provenance"][key] for key in ("commit", "dirty")}
+        notebooks[notebook.name] = entry
         store.write_record(self.folder, self.record)
-        return notebooks[notebook.name], before
-
-    def _execute(self, notebook: Notebook, reason: str) -> tuple[dict[str, Any] | None, int]:
-        """Run it aside; rename the executed copy by its fate. Returns (error or None, peak memory in MiB)."""
-        copies = self.folder / "notebooks"
-        copies.mkdir(exist_ok=True)
-        partial, failed = copies / f"{notebook.name}.partial.ipynb", copies / f"{notebook.name}.failed.ipynb"
-        parameters = {"profile": self.profile, "run": self.folder.name, "changes": self.record["changes"]}
-        error: dict[str, Any] | None = {"kind": "KeyboardInterrupt"}
-        expected = self.values.expected_seconds(notebook.name)
-        progress = Progress(notebook.name, 1 + len(notebook.code), expected, reason)  # 1: injected
-        try:
-            error = execute(notebook.path, partial, parameters, self.limit, progress)
-        finally:
-            progress.close("failed" if error else "done")
-            if error and partial.is_file():
-                _mark_failed(partial, failed, error)
-        if not error:
-            os.replace(partial, copies / notebook.path.name)
-            failed.unlink(missing_ok=True)
-        return error, progress.peak
-
-    def _message(self, notebook: Notebook, error: dict[str, Any]) -> str:
-        where = f" in code cell {error['cell']} of {error['of']}, `{error['line']}`" if error["cell"] else ""
-        tail = "".join(f"\n    {row}" for row in error.get("tail", []))
-        copy = self.folder / "notebooks" / f"{notebook.name}.failed.ipynb"
-        kept = f"\nThe executed part is in {copy}." if copy.is_file() else ""
-        again = "Run the same command again after the remedy: what is done is kept."
-        return f"{notebook.name} failed{where}: {error['message']}{tail}{kept} {again}"
+        return entry, before
 
 
-def _mark_failed(partial: Path, failed: Path, error: dict[str, Any]) -> None:
-    """Keep the executed part under a name that cannot be mistaken, with the fault as its first cell."""
-    with suppress(ValueError, KeyError):  # cut off while it was written: kept as it is
-        notebook = json.loads(partial.read_text(encoding="utf-8"))
-        text = f"**This execution failed** ({error['kind']}): {error.get('message', 'it was interrupted')}"
-        note = {"cell_type": "markdown", "id": "failed", "metadata": {"tags": ["failed"]}, "source": text}
-        notebook["cells"].insert(0, note)
-        files.atomic_write(partial, json.dumps(notebook, indent=1))
-    os.replace(partial, failed)
+def _rename(partial: Path, name: str, error: dict[str, Any] | None) -> None:
+    """Name the executed copy by its fate; one that failed says so in its first cell too."""
+    failed = partial.with_name(f"{name}.failed.ipynb")
+    if not error:
+        os.replace(partial, partial.with_name(f"{name}.ipynb"))
+        failed.unlink(missing_ok=True)
+    elif partial.is_file():
+        with suppress(ValueError, KeyError):  # cut off while it was written: kept as it is
+            notebook = json.loads(partial.read_text(encoding="utf-8"))
+            text = (
+                f"**This execution failed** ({error['kind']}): {error.get('message', 'it was interrupted')}"
+            )
+            note = {"cell_type": "markdown", "id": "failed", "metadata": {"tags": ["failed"]}, "source": text}
+            notebook["cells"].insert(0, note)
+            files.atomic_write(partial, json.dumps(notebook, indent=1))
+        os.replace(partial, failed)
+
+
+def _message(name: str, error: dict[str, Any], partial: Path) -> str:
+    """What the user is told of a failed notebook: where, why, and how to go on."""
+    where = f" in code cell {error['cell']} of {error['of']}, `{error['line']}`" if error["cell"] else ""
+    tail = "".join(f"\n    {row}" for row in error.get("tail", []))
+    copy = partial.with_name(f"{name}.failed.ipynb")
+    kept = f"\nThe executed part is in {copy}." if copy.is_file() else ""
+    again = "Run the same command again after the remedy: what is done is kept."
+    return f"{name} failed{where}: {error['message']}{tail}{kept} {again}"
 
 
 def surroundings(outputs: Path, due: Sequence[Notebook]) -> AbstractContextManager[None]:
-    """What the kernels of these notebooks need. Where there is none, nothing heavy is imported."""
+    """What the kernels of these notebooks need; where there is none, nothing heavy is imported."""
     if not due:
         return nullcontext()
     from . import kernel
@@ -227,12 +216,11 @@ def execute(
         if cell.cell_type == "code" and cell.source.strip():
             progress.cell, line = progress.cell + 1, _first_line(cell.source)
 
+    how = {"cwd": config.ROOT, "kernel_name": "python3", "language": "python", "progress_bar": False}
+    how |= {"kernel_manager_class": kernel.Manager, "on_cell_start": begin, "iopub_timeout": 60}
+    how["timeout_func"] = lambda _: max(deadline - time.monotonic(), 0.01)
     try:
-        notebook = papermill.execute_notebook(
-            source, output, parameters, cwd=config.ROOT, kernel_name="python3", language="python",
-            progress_bar=False, on_cell_start=begin, kernel_manager_class=kernel.Manager, iopub_timeout=60,
-            timeout_func=lambda _: max(deadline - time.monotonic(), 0.01),
-        )  # fmt: skip
+        notebook = papermill.execute_notebook(source, output, parameters, **how)
         notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})  # of progress the last state
         papermill.iorw.write_ipynb(notebook, str(output))
         return None
@@ -249,9 +237,10 @@ def execute(
 def _told(fault: Exception) -> dict[str, Any]:
     """What is said of a fault: its kind, one line, and for a raising cell the last lines of its traceback."""
     if not hasattr(fault, "ename"):
-        name = type(fault).__name__
-        known = {"DeadKernelError": "the kernel was killed (often: out of memory)"}
-        return {"kind": name, "message": known.get(name, f"{name}: {fault}".split("\n")[0])}
+        kind = type(fault).__name__
+        killed = kind == "DeadKernelError"
+        message = "the kernel was killed (often: out of memory)" if killed else f"{kind}: {fault}"
+        return {"kind": kind, "message": message.split("\n")[0]}
     if fault.ename in ("UserError", "UnreadableImage"):  # one sentence says it all
         return {"kind": fault.ename, "message": str(fault.evalue)}
     rows = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(fault.traceback)).rstrip().splitlines()
@@ -261,5 +250,5 @@ def _told(fault: Exception) -> dict[str, Any]:
 
 def _first_line(source: str) -> str:
     lines = [line.strip() for line in source.splitlines() if line.strip()]
-    line = next((line for line in lines if not line.startswith("#")), lines[0])
-    return line if len(line) <= 80 else line[:79] + "…"
+    line = next((line for line in lines if line[0] != "#"), lines[0])
+    return line if len(line) <= 80 else f"{line[:79]}…"

@@ -29,7 +29,7 @@ WHY = {
     "files": "files that it reads changed",
 }
 STATES = {None: "not run yet", "running": "cut off last time", "interactive": "so far run by hand only"}
-Stats = dict[str, tuple[int, int]]  # path below the run -> (bytes, time of change in ns)
+Stats = dict[str, dict[str, int]]  # path below the run -> its bytes and mtime_ns
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,14 @@ class Notebook:
     def imports(self) -> set[str]:
         """Names that may be modules it imports: each ``import a`` and, of ``from a import b``, a and a.b."""
         found = set()
-        for node in (node for cell in self.code for node in ast.walk(_syntax(cell))):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        for cell in self.code:
+            with suppress(SyntaxError):  # its execution will name it
+                for node in ast.walk(ast.parse(re.sub(r"^[%!].*", "", cell, flags=re.M))):
+                    if isinstance(node, ast.Import):
+                        found |= {alias.name for alias in node.names}
+                    elif isinstance(node, ast.ImportFrom) and node.module:
+                        found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         return found
-
-
-def _syntax(source: str) -> ast.Module:
-    """A cell's syntax tree without its magics; empty where it has a fault, which its execution will name."""
-    with suppress(SyntaxError):
-        return ast.parse(re.sub(r"^[%!].*", "", source, flags=re.M))
-    return ast.Module([], [])
 
 
 def read_notebook(path: Path) -> Notebook:
@@ -71,15 +66,13 @@ def read_notebook(path: Path) -> Notebook:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a notebook ({type(error).__name__}: {error})") from None
     parameters = next((source for _, source, tags in sources if "parameters" in tags), "")
-    assigned = [node for node in _syntax(parameters).body if isinstance(node, ast.Assign)]
-    names = {target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)}
-    if not {"profile", "run", "changes"} <= names:
+    if not {"profile", "run", "changes"} <= set(re.findall(r"^(\w+) *=", parameters, re.M)):
         needed = "a cell tagged 'parameters' that sets profile, run and changes, one a line"
         raise UserError(f"{path} needs {needed}")
     prose = "\n".join(source for kind, source, _ in sources if kind == "markdown")
-    heading = re.search(r"^#+ +(.+)$", prose, re.M)
+    headings = re.findall(r"^#+ +(.+)$", prose, re.M)
     code = tuple(source for kind, source, _ in sources if kind == "code")
-    return Notebook(path, code, heading[1].strip() if heading else "")
+    return Notebook(path, code, "".join(headings[:1]).strip())
 
 
 def find(folder: Path) -> list[Notebook]:
@@ -115,18 +108,18 @@ def tree_hash(path: Path, stat_limit: int = 100_000) -> str:
 
 def module_hash(package: Path) -> str:
     """Hash of every file of the package that a notebook can reach: source, configurations, weights."""
-    paths = {p.relative_to(package): p for p in sorted(package.rglob("*")) if p.is_file()}
-    read = {p: file for p, file in paths.items() if p.parts[0] not in NOT_IN_NOTEBOOKS}
-    return hash_of([(str(p), files.file_hash(f)) for p, f in read.items() if "__pycache__" not in p.parts])
+    found = [p.relative_to(package) for p in sorted(package.rglob("*")) if p.is_file()]
+    read = [p for p in found if p.parts[0] not in NOT_IN_NOTEBOOKS and "__pycache__" not in p.parts]
+    return hash_of([(str(p), files.file_hash(package / p)) for p in read])
 
 
 class Inputs:
     """What decides whether a notebook must run: hashes of code, values, module, versions and files read."""
 
-    def __init__(self, profile: Profile, series: Sequence[Notebook], package: Path = PACKAGE) -> None:
+    def __init__(self, profile: Profile, series: Sequence[Notebook]) -> None:
         self.series = series
-        versions = hash_of(provenance.versions())
-        self.common = {"profile": profile.key(), "module": module_hash(package), "versions": versions}
+        self.common = {"profile": profile.key(), "module": module_hash(PACKAGE)}
+        self.common["versions"] = hash_of(provenance.versions())
         names = [profile.data_root, *profile.ood_roots.values(), profile.corpus, profile.pretrained]
         paths = [Path(name) for name in names if name and Path(name).is_absolute()]
         self.outside = [(str(path), tree_hash(path)) for path in paths if path.exists()]
@@ -149,48 +142,46 @@ class Inputs:
         if changed := [why for part, why in WHY.items() if entry["inputs"].get(part) != current[part]]:
             return " and ".join(changed)
         spoilt = [path for path, facts in entry["outputs"].items() if not _same(folder / path, facts)]
-        copy = Path("notebooks") / notebook.path.name
-        if not (folder / copy).is_file():
-            spoilt.append(str(copy))
+        copy = f"notebooks/{notebook.path.name}"
+        spoilt += [] if (folder / copy).is_file() else [copy]
         return f"{spoilt[0]} is missing or was changed" if spoilt else None
 
 
+def _stat(path: Path) -> dict[str, int]:
+    return {"bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
+
+
 def _same(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether an output is still what was recorded; its bytes are read only when its time differs."""
-    if not path.is_file() or path.stat().st_size != facts["bytes"]:
+    """Whether an output is still what was recorded; its bytes are read only when its time or size differs."""
+    if not path.is_file():
         return False
-    return path.stat().st_mtime_ns == facts["mtime_ns"] or files.file_hash(path) == facts["sha256"]
+    return _stat(path).items() <= facts.items() or files.file_hash(path) == facts["sha256"]
 
 
 def snapshot(folder: Path) -> Stats:
     """What is kept of a run; logs and the state of an unfinished training come and go."""
     found = [p for kind in KEPT for p in sorted((folder / kind).rglob("*")) if p.is_file()]
     kept = [p for p in found if p.name[0] != "." and p.suffix != ".log" and p.name != "state.pt"]
-    return {p.relative_to(folder).as_posix(): (p.stat().st_size, p.stat().st_mtime_ns) for p in kept}
-
-
-def written(folder: Path, before: Stats, old: Iterable[str] = ()) -> dict[str, Any]:
-    """The files that an execution owns: those written since `before`, and checkpoints that it had (`old`).
-
-    (A training that was finished in an execution that failed later is not repeated.)
-    """
-    owned = {}
-    for path, stat in snapshot(folder).items():
-        if before.get(path) != stat or (path.startswith("checkpoints/") and path in old):
-            owned[path] = {"bytes": stat[0], "mtime_ns": stat[1], "sha256": files.file_hash(folder / path)}
-    return owned
+    return {p.relative_to(folder).as_posix(): _stat(p) for p in kept}
 
 
 def own(folder: Path, record: dict[str, Any], name: str, before: Stats) -> None:
-    """Note what a finished notebook owns. What only its older version wrote goes; a file has one owner."""
+    """Note what a notebook owns: what was written since `before` and, where it is not done, what it had.
+
+    Of one that is done, what only its older version wrote goes, but for checkpoints: a training that was
+    finished in an execution that failed later is not repeated. A file has one owner.
+    """
     entry = record["notebooks"][name]
-    old = entry.get("outputs", {})
-    entry["outputs"] = written(folder, before, old)
-    for path in old.keys() - entry["outputs"].keys():
-        (folder / path).unlink(missing_ok=True)
-    for other in record["notebooks"].values():
-        if other is not entry:
-            for path in entry["outputs"].keys() & other.get("outputs", {}).keys():
+    done, old, fresh = entry["status"] == "done", entry.get("outputs", {}), {}
+    for path, stat in snapshot(folder).items():
+        if before.get(path) != stat or (done and path in old and path.startswith("checkpoints/")):
+            fresh[path] = stat | {"sha256": files.file_hash(folder / path)}
+    entry["outputs"] = fresh if done else old | fresh
+    if done:
+        for path in old.keys() - fresh.keys():
+            (folder / path).unlink(missing_ok=True)
+        for other in (other for other in record["notebooks"].values() if other is not entry):
+            for path in fresh.keys() & other.get("outputs", {}).keys():
                 del other["outputs"][path]
 
 
@@ -202,8 +193,8 @@ def sole_user(folder: Path) -> Iterator[None]:
         lock = open(folder / ".lock", "w")
         free = shutil.disk_usage(folder).free / 2**20
     except OSError as error:
-        remedy = "set OOD_OUTPUTS to a folder that is"
-        raise UserError(f"outputs folder {folder} is not writable ({error.strerror}); {remedy}") from None
+        what = f"outputs folder {folder} is not writable ({error.strerror})"
+        raise UserError(f"{what}; set OOD_OUTPUTS to a folder that is") from None
     with lock:
         if free < 50:
             raise UserError(f"only {free:.0f} MiB are free at {folder}; free space or set OOD_OUTPUTS")
@@ -213,6 +204,6 @@ def sole_user(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                remedy = "wait for it or give another --run"
-                raise UserError(f"another run is at work in {folder}; {remedy}") from None
+                what = f"another run is at work in {folder}"
+                raise UserError(f"{what}; wait for it or give another --run") from None
         yield
