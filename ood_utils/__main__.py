@@ -1,7 +1,5 @@
 """The command line: `python -m ood_utils`, also installed as `ood`. Heavy rooms are imported when needed."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

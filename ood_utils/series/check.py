@@ -1,7 +1,5 @@
 """Self-check: what this machine has, what a profile needs, what of it is there, where to get the rest."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress

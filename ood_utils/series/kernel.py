@@ -6,8 +6,6 @@ fork, as fresh as a new interpreter but for those modules. Linux without a GPU (
 elsewhere kernels are spawned and nothing else differs.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """What a runner says while a notebook is at work, and the memory that it takes meanwhile."""
 
-from __future__ import annotations
-
 import shutil
 import threading
 import time

@@ -1,7 +1,5 @@
 """The report of a run: index.html and one page per notebook, plain files with relative links, no network."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Papermill runs the series: each notebook with a kernel and a limit; run.json says what became of it."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

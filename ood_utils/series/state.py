@@ -1,7 +1,5 @@
 """What there is to run and what must run: the runner says what is done, and a change undoes it."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os
