@@ -23,7 +23,7 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from . import files, models, negatives
 from .config import Profile
@@ -90,7 +90,7 @@ def collate(items: list[Item]) -> tuple[Tensor | None, Tensor, list[int], list[t
     if not good:
         return None, torch.empty(0, dtype=torch.long), [], lost
     images, labels, keys = zip(*good, strict=True)
-    return torch.stack(images), torch.tensor(labels), list(keys), lost
+    return default_collate(images), torch.tensor(labels), list(keys), lost  # in a worker into shared memory
 
 
 def too_many(paths: Sequence[str], share: float, images: int, name: str) -> None:
