@@ -41,7 +41,7 @@ MAX_LOG_SCALE = math.log(100)  # CLIP's clamp of the logit scale
 LOG_COLUMNS = ("step", "epoch", "lr", *objectives.Parts._fields, "gradient_norm", "seconds")
 FLUSH = 10  # steps between reads of the log from the device: a read waits for the device
 SEED_STRIDE = 1_000_003
-STATE = ("key", "step", "rows", "unreadable")  # of a FineTuning, kept beside model, optimiser and scaler
+STATE, MODULES = ("key", "step", "rows", "unreadable"), ("model", "optimiser", "scaler")  # in state.pt
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -86,9 +86,8 @@ class Towers(nn.Module):
     """Both encoders as one module, so that DDP sees one forward: distinct texts encoded once, then indexed.
 
     forward(images (b, 3, H, W), tokens (u, L), inverse (b,)) -> unit float32 rows image (b, d), text (b, d),
-    scale. With ``chunk``, each piece is encoded under ``torch.utils.checkpoint``: no activations are kept,
-    the loss is taken on the whole batch, and backward re-encodes piece by piece with the loss's gradient
-    ("cached gradients").
+    scale. With ``chunk`` ("cached gradients") no activations are kept: the loss is taken on the whole batch,
+    and backward re-encodes it piece by piece.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
@@ -98,20 +97,19 @@ class Towers(nn.Module):
 
     def _encode(self, tower: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
         encode = partial(checkpoint, tower, use_reentrant=False) if self.chunk else tower
-        return torch.cat([encode(part) for part in rows.split(size)])
+        return torch.cat([encode(part) for part in rows.split(self.chunk or size)])
 
     def forward(self, images: Tensor, tokens: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # like lengths together: less padding, same result; on CUDA the launches of three groups cost more
-        order, size = (tokens != 0).sum(1).argsort(stable=True), self.chunk or len(tokens)
-        if not self.chunk and tokens.device.type == "cpu":
-            size = max(32, -(-len(tokens) // 3))
+        order = (tokens != 0).sum(1).argsort(stable=True)
+        group = max(32, -(-len(tokens) // 3)) if tokens.device.type == "cpu" else len(tokens)
         with torch.autocast(images.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
             # texts first: encode_text waits for the device, which here has little queued
-            text = self._encode(partial(models.encode_text, self.model), tokens[order], size)[order.argsort()]
-            image = self._encode(self.model.encode_image, images, self.chunk or len(images))
+            text = self._encode(partial(models.encode_text, self.model), tokens[order], group)
+            image = self._encode(self.model.encode_image, images, len(images))
         wide = self.model.logit_scale.dtype  # float32, or float64 in tests
         image, text = F.normalize(image.to(wide), dim=-1), F.normalize(text.to(wide), dim=-1)
-        return image, text[inverse], self.model.logit_scale.exp()
+        return image, text[order.argsort()[inverse]], self.model.logit_scale.exp()
 
 
 def _train_mode(model: nn.Module) -> None:
@@ -228,13 +226,13 @@ class FineTuning:
         """Write state.pt, all that ``resume`` needs; killed while writing, the state before stays whole."""
         if self.rank == 0:
             state = {name: getattr(self, name) for name in STATE}
-            state |= {name: getattr(self, name).state_dict() for name in ("model", "optimiser", "scaler")}
+            state |= {name: getattr(self, name).state_dict() for name in MODULES}
             with _writing(self.folder), files.replacing(self.folder / "state.pt") as aside:
                 torch.save(state, aside)
 
     def resume(self, state: dict) -> None:
         """Continue from a state; what is not in it follows from the step."""
-        for name in ("model", "optimiser", "scaler"):
+        for name in MODULES:
             getattr(self, name).load_state_dict(state[name])
         for name in STATE:
             setattr(self, name, state[name])
@@ -296,10 +294,10 @@ def fine_tune(
     """Fine-tune both towers of ``model`` in place and return the per-step log.
 
     ``train``: images by key (see ``data.Study``), labels index ``class_texts`` (one prompted text a class).
-    ``folder`` gets model.safetensors, log.parquet and card.json; while unfinished also state.pt,
-    written every ``save_every`` steps. Called again it resumes there with the same result to the bit, or, if
-    finished, only loads. BatchNorm statistics stay frozen. In a ``torch.distributed`` group every rank calls
-    it and rank 0 writes. An unreadable image is replaced by the next one and listed in the card.
+    ``folder`` gets model.safetensors, log.parquet and card.json; until then state.pt, every ``save_every``
+    steps. Called again it resumes there with the same result to the bit, or, if finished, only loads.
+    BatchNorm statistics stay frozen. In a ``torch.distributed`` group every rank calls it and rank 0 writes.
+    An unreadable image is replaced by the next one and listed in the card.
 
     Log columns: step (from 1), epoch, lr, loss, clip, lse_image, lse_text, positive (nats), scale,
     gradient_norm, seconds (wall, with loading). Raises UserError: impossible batch or labels, absent CUDA,
