@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
-from . import data, files, models, processes, registry, training
+from . import files, processes, registry
 from .config import Profile, Recipe, load_profile, parse_changes
-from .embeddings import prompts, resolve_device
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -74,11 +72,6 @@ class Job(NamedTuple):
     folder: Path
     save_every: int
 
-    def finished(self, start: str) -> bool:
-        """Whether it is done; ``start``: hash of the starting weights."""
-        key = training.identity(self.recipe, start, self.train, self.texts)
-        return training.finished(self.folder, key)
-
     def share(self) -> float:
         """How much of it is done, 0 to 1."""
         facts = files.read_json(self.folder / "progress.json")
@@ -97,10 +90,15 @@ def carry_out(
     at most ``save_every`` steps back. Raises what a fine-tuning raises (UserError), or RuntimeError naming
     what a child was training when it died.
     """
+    from . import models, training
+
     recipes = planned_jobs(planned, profile)
     places = {folder / "checkpoints" / tag: recipe for tag, recipe in recipes.items()}
     start = models.weights_hash(models.load(profile.model, profile.pretrained)[0])
-    jobs = [job for job in _jobs(places, profile, save_every) if not job.finished(start)]
+    jobs = []
+    for job in _jobs(places, profile, save_every):
+        if not training.finished(job.folder, training.identity(job.recipe, start, job.train, job.texts)):
+            jobs.append(job)
     run = _train if profile.processes == 1 and profile.parallel == 0 else _in_children
     if jobs:
         run(jobs, progress)
@@ -110,6 +108,9 @@ def carry_out(
 
 def _jobs(recipes: dict[Path, Recipe], profile: Profile, save_every: int) -> list[Job]:
     """Jobs of recipes by folder; of their studies only what they need."""
+    from . import data
+    from .embeddings import prompts
+
     studies = {count: data.load(profile, count) for count in {recipe.classes for recipe in recipes.values()}}
     jobs = []
     for folder, recipe in recipes.items():
@@ -121,6 +122,11 @@ def _jobs(recipes: dict[Path, Recipe], profile: Profile, save_every: int) -> lis
 
 def _train(jobs: list[Job], progress: bool = False) -> None:
     """Run jobs here, as one process of a group where torchrun or ``elastic_launch`` has asked for one."""
+    import torch
+
+    from . import models, training
+    from .embeddings import resolve_device
+
     group = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if group:
         if jobs[0].profile.deterministic:
@@ -142,6 +148,8 @@ def _train(jobs: list[Job], progress: bool = False) -> None:
 
 def _in_children(jobs: list[Job], progress: bool) -> None:
     """Run jobs in a pool of children with one bar over all; whatever happens, no child outlives the call."""
+    from .embeddings import resolve_device
+
     profile = jobs[0].profile
     cpu, together = resolve_device(profile.device) == "cpu", profile.processes > 1
     count = min(profile.parallel, len(jobs)) if cpu and not together else 1
@@ -177,6 +185,7 @@ def _in_children(jobs: list[Job], progress: bool) -> None:
 
 def _prepare(environment: dict[str, str]) -> None:
     """In a child: the parent's environment as it is now, its threads, and its end."""
+    import torch
     from tqdm import tqdm
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
