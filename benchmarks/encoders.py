@@ -236,7 +236,7 @@ def resident_step(
     dataset = Resident(lane.train_batch, lane.side, len(texts))
     train = data.ImageSet("resident", "id", dataset, dataset.labels, [""] * len(dataset), "resident")
     tokens = tokenizer(texts)
-    run = training.FineTuning(model, tokens, train, recipe, folder, "benchmark", lane.device)
+    run = training.FineTuning(model.to(lane.device), tokens, train, recipe, folder, "benchmark")
     images = torch.randn(lane.train_batch, 3, lane.side, lane.side, device=lane.device)
     labels = torch.from_numpy(dataset.labels)
 

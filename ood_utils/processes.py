@@ -1,9 +1,5 @@
 """Child processes that start fast, end with their parent, and leave nothing behind."""
 
-from __future__ import annotations
-
-import ctypes
-import gc
 import multiprocessing
 import os
 import sys
@@ -19,8 +15,7 @@ import psutil
 def forkserver(*preload: str) -> BaseContext:
     """Context whose children are forks of one server that has imported these modules; "spawn" on Windows.
 
-    Third-party modules only: the server need not find this package where the caller did. It keeps the modules
-    of its first use in a process.
+    Third-party modules only: the server may not find this package. It keeps the modules of its first use.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -50,23 +45,13 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def end_children(pids: Iterable[int], patience: float = 3.0) -> None:
-    """End these processes and all below them: terminated, and killed after ``patience`` seconds."""
+def end_children(pids: Iterable[int]) -> None:
+    """Kill these processes and all below them, and wait until they are gone."""
     doomed = []
     for pid in pids:
         with suppress(psutil.Error):
-            process = psutil.Process(pid)
-            doomed += [process, *process.children(recursive=True)]
-    for act in ("terminate", "kill"):
-        for process in doomed:
-            with suppress(psutil.Error):
-                getattr(process, act)()
-        _, doomed = psutil.wait_procs(doomed, timeout=patience)
-
-
-def give_back_memory() -> None:
-    """Return to the system what this process has freed: glibc would keep it while other processes want it."""
-    gc.collect()
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            doomed += [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for process in doomed:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(doomed, timeout=3)

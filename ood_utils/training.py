@@ -5,8 +5,6 @@ follow from (seed, step), so a killed training that is started again ends with t
 on the same machine. Recipe: ``config.Recipe``. Paper values: core_methods 1.4.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -16,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -29,20 +26,22 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from . import files, models, objectives
+from .config import Recipe, TrainingValues
+from .data import ImageSet
 from .embeddings import Tolerant, collate, resolve_device, too_many
 from .errors import UserError
 from .provenance import provenance
-
-if TYPE_CHECKING:
-    from .config import Recipe, TrainingValues
-    from .data import ImageSet
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's clamp of the logit scale
 LOG_COLUMNS = ("step", "epoch", "lr", *objectives.Parts._fields, "gradient_norm", "seconds")
 FLUSH = 10  # steps between reads of the log from the device: a read waits for the device
 SEED_STRIDE = 1_000_003
-STATE = ("key", "step", "rows", "unreadable")  # of a FineTuning, kept beside model, optimiser and scaler
+STATE, MODULES = ("key", "step", "rows", "unreadable"), ("model", "optimiser", "scaler")  # in state.pt
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if objectives.world_size() > 1 else 0
 
 
 # --- which images make up a step ---
@@ -66,8 +65,8 @@ def _order(seed: int, epoch: int, images: int) -> np.ndarray:
 def batch_keys(images: int, batch: int, seed: int, step: int, world: int = 1) -> np.ndarray:
     """Keys (epoch * images + index) of a step's global batch: a function of (seed, step).
 
-    Each epoch is a fresh permutation; its last batch is smaller (and a multiple of ``world``, at most world -
-    1 images are left out), or missing if fewer than 2 images remain.
+    Each epoch is a fresh permutation; its last batch is smaller (a multiple of ``world``), or missing if
+    fewer than 2 images remain.
     """
     batch = min(batch, images)
     epoch, place = divmod(step, _batches_per_epoch(images, batch, world))
@@ -82,9 +81,8 @@ class Towers(nn.Module):
     """Both encoders as one module, so that DDP sees one forward: distinct texts encoded once, then indexed.
 
     forward(images (b, 3, H, W), tokens (u, L), inverse (b,)) -> unit float32 rows image (b, d), text (b, d),
-    scale. With ``chunk``, each piece is encoded under ``torch.utils.checkpoint``: no activations are kept,
-    the loss is taken on the whole batch, and backward re-encodes piece by piece with the loss's gradient
-    ("cached gradients").
+    scale. With ``chunk`` ("cached gradients") no activations are kept: the loss is taken on the whole batch,
+    and backward re-encodes it piece by piece.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
@@ -94,20 +92,19 @@ class Towers(nn.Module):
 
     def _encode(self, tower: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
         encode = partial(checkpoint, tower, use_reentrant=False) if self.chunk else tower
-        return torch.cat([encode(part) for part in rows.split(size)])
+        return torch.cat([encode(part) for part in rows.split(self.chunk or size)])
 
     def forward(self, images: Tensor, tokens: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # like lengths together: less padding, same result; on CUDA the launches of three groups cost more
-        order, size = (tokens != 0).sum(1).argsort(stable=True), self.chunk or len(tokens)
-        if not self.chunk and tokens.device.type == "cpu":
-            size = max(32, -(-len(tokens) // 3))
+        order = (tokens != 0).sum(1).argsort(stable=True)
+        group = max(32, -(-len(tokens) // 3)) if tokens.device.type == "cpu" else len(tokens)
         with torch.autocast(images.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
             # texts first: encode_text waits for the device, which here has little queued
-            text = self._encode(partial(models.encode_text, self.model), tokens[order], size)[order.argsort()]
-            image = self._encode(self.model.encode_image, images, self.chunk or len(images))
+            text = self._encode(partial(models.encode_text, self.model), tokens[order], group)
+            image = self._encode(self.model.encode_image, images, len(images))
         wide = self.model.logit_scale.dtype  # float32, or float64 in tests
         image, text = F.normalize(image.to(wide), dim=-1), F.normalize(text.to(wide), dim=-1)
-        return image, text[inverse], self.model.logit_scale.exp()
+        return image, text[order.argsort()[inverse]], self.model.logit_scale.exp()
 
 
 def _train_mode(model: nn.Module) -> None:
@@ -128,58 +125,40 @@ def rate(step: int, steps: int, warmup: int) -> float:
 def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW that decays matrices, and what has fewer dimensions only with ``decay_all``."""
     model.logit_scale.requires_grad_(recipe.scale_mode != "frozen")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if recipe.decay_all or p.ndim > 1]
-    plain = [p for p in trained if not (recipe.decay_all or p.ndim > 1)]
-    decays = ((decayed, recipe.weight_decay), (plain, 0.0))
-    groups = [{"params": group, "weight_decay": decay} for group, decay in decays]
+    decayed, plain = groups = [{"params": [], "weight_decay": decay} for decay in (recipe.weight_decay, 0.0)]
+    for p in model.parameters():
+        if p.requires_grad:
+            (decayed if recipe.decay_all or p.ndim > 1 else plain)["params"].append(p)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=tuple(recipe.betas), fused=True)
-
-
-def _loss(
-    recipe: Recipe, step: int, image: Tensor, text: Tensor, scale: Tensor, labels: Tensor
-) -> objectives.Parts:
-    return objectives.parts(
-        recipe.objective, image, text, scale,
-        lam=recipe.lam, labels=labels if recipe.class_aware else None, seed=recipe.seed, step=step,
-    )  # fmt: skip
 
 
 # --- one fine-tuning ---
 
 
 class FineTuning:
-    """One fine-tuning under way: modules, optimiser, log, and where they are kept.
+    """One fine-tuning under way, on the model's device: modules, optimiser, log, and where they are kept.
 
     Put together by ``fine_tune``; on its own it makes steps without files (benchmarks): ``advance``.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        tokens: Tensor,
-        train: ImageSet,
-        recipe: Recipe,
-        folder: Path,
-        key: str,
-        device: str,
+        self, model: nn.Module, tokens: Tensor, train: ImageSet, recipe: Recipe, folder: Path, key: str
     ) -> None:
-        self.recipe, self.folder, self.key, self.device, self.train = recipe, folder, key, device, train
-        self.world = objectives.world_size()
-        self.rank = torch.distributed.get_rank() if self.world > 1 else 0
+        self.recipe, self.folder, self.key, self.train = recipe, folder, key, train
+        self.world, self.rank = objectives.world_size(), _rank()
         self.steps, self.step = total_steps(recipe, len(train.dataset)), 0
         self.rows: list[list[float]] = []
         self.waiting: list[tuple[list[float], Tensor]] = []
         self.unreadable: list[str] = []
         self.clock = time.perf_counter()
         model.visual.to(memory_format=torch.channels_last)
-        self.model, self.tokens = model.to(device), tokens
+        self.model, self.tokens, self.device = model, tokens, model.logit_scale.device
         _train_mode(model)
         self.optimiser = _optimiser(model, recipe)
         self.scaler = torch.amp.GradScaler("cuda", enabled=recipe.precision == "fp16")
         self.towers = Towers(model, recipe)
         if self.world > 1:
-            ids = [torch.device(device).index] if device.startswith("cuda") else None
+            ids = [self.device.index] if self.device.type == "cuda" else None
             self.towers = nn.parallel.DistributedDataParallel(self.towers, ids, broadcast_buffers=False)
 
     def loader(self, workers: int) -> DataLoader:
@@ -192,7 +171,7 @@ class FineTuning:
             batch_sampler=(batch.reshape(self.world, -1)[self.rank].tolist() for batch in keys),
             collate_fn=collate,
             num_workers=workers,
-            pin_memory=self.device.startswith("cuda"),
+            pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(recipe.seed),
         )
 
@@ -204,9 +183,11 @@ class FineTuning:
         images = images.contiguous(memory_format=torch.channels_last)
         distinct, inverse = labels.unique(return_inverse=True)  # on the CPU: a GPU would have to end first
         tokens, inverse = self.tokens[distinct].to(self.device), inverse.to(self.device, non_blocking=True)
-        labels = labels.to(self.device, non_blocking=True)
-        image, text, scale = self.towers(images, tokens, inverse)
-        parts = _loss(recipe, self.step, image, text, scale, labels)
+        peers = labels.to(self.device, non_blocking=True) if recipe.class_aware else None
+        rows = self.towers(images, tokens, inverse)
+        parts = objectives.parts(
+            recipe.objective, *rows, lam=recipe.lam, labels=peers, seed=recipe.seed, step=self.step
+        )
         lr = recipe.lr * rate(self.step, self.steps, recipe.warmup)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
@@ -240,13 +221,13 @@ class FineTuning:
         """Write state.pt, all that ``resume`` needs; killed while writing, the state before stays whole."""
         if self.rank == 0:
             state = {name: getattr(self, name) for name in STATE}
-            state |= {name: getattr(self, name).state_dict() for name in ("model", "optimiser", "scaler")}
+            state |= {name: getattr(self, name).state_dict() for name in MODULES}
             with _writing(self.folder), files.replacing(self.folder / "state.pt") as aside:
                 torch.save(state, aside)
 
     def resume(self, state: dict) -> None:
         """Continue from a state; what is not in it follows from the step."""
-        for name in ("model", "optimiser", "scaler"):
+        for name in MODULES:
             getattr(self, name).load_state_dict(state[name])
         for name in STATE:
             setattr(self, name, state[name])
@@ -273,10 +254,10 @@ class FineTuning:
         """Write model.safetensors, log.parquet, and last card.json, which makes it finished."""
         self.model.eval()
         self.optimiser.zero_grad()
-        log = pd.DataFrame(self.rows, columns=LOG_COLUMNS).astype({"step": "int64", "epoch": "int64"})
+        log = pd.DataFrame(self.rows, columns=LOG_COLUMNS)
         if self.rank == 0:
-            card = {"identity": self.key, "recipe": self.recipe.model_dump(), **facts}
-            card |= {"steps": self.steps, "processes": self.world, "unreadable": sorted(set(self.unreadable))}
+            card = {"identity": self.key, "recipe": self.recipe.model_dump(), **facts, "steps": self.steps}
+            card |= {"processes": self.world, "unreadable": sorted(set(self.unreadable))}
             card |= {"weights": models.weights_hash(self.model), "last": log.iloc[-1].to_dict()}
             card |= {"seconds": float(log["seconds"].sum()), "provenance": provenance()}
             with _writing(self.folder):
@@ -308,10 +289,10 @@ def fine_tune(
     """Fine-tune both towers of ``model`` in place and return the per-step log.
 
     ``train``: images by key (see ``data.Study``), labels index ``class_texts`` (one prompted text a class).
-    ``folder`` gets model.safetensors, log.parquet and card.json; while unfinished also state.pt,
-    written every ``save_every`` steps. Called again it resumes there with the same result to the bit, or, if
-    finished, only loads. BatchNorm statistics stay frozen. In a ``torch.distributed`` group every rank calls
-    it and rank 0 writes. An unreadable image is replaced by the next one and listed in the card.
+    ``folder`` gets model.safetensors, log.parquet and card.json; until then state.pt, every ``save_every``
+    steps. Called again it resumes there with the same result to the bit, or, if finished, only loads.
+    BatchNorm statistics stay frozen. In a ``torch.distributed`` group every rank calls it and rank 0 writes.
+    An unreadable image is replaced by the next one and listed in the card.
 
     Log columns: step (from 1), epoch, lr, loss, clip, lse_image, lse_text, positive (nats), scale,
     gradient_norm, seconds (wall, with loading). Raises UserError: impossible batch or labels, absent CUDA,
@@ -323,17 +304,19 @@ def fine_tune(
     started_from = models.weights_hash(model)
     facts = {"started_from": started_from, "data": train.fingerprint, "class_texts": len(class_texts)}
     key = identity(recipe, started_from, train, class_texts)
-    if done := _from_first(lambda: _read_finished(folder, key)):
-        model.load_state_dict(done[0])
+    kept = [_read(folder, key) if _rank() == 0 else None]
+    if objectives.world_size() > 1:
+        torch.distributed.broadcast_object_list(kept)  # machines need not share a disk
+    state = kept[0] or {}
+    if "log" in state:
+        model.load_state_dict(state["model"])
         model.eval()
-        return done[1]
+        return state["log"]
     with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "card.json").unlink(missing_ok=True)  # of another recipe: this folder is unfinished now
-    state = _from_first(lambda: _read_state(folder, key))
     aside = torch.random.fork_rng(devices=[device] if device.startswith("cuda") else [])
     with _determinism(recipe.deterministic, device), aside:
-        run = FineTuning(model, tokenizer(class_texts), train, recipe, folder, key, device)
+        run = FineTuning(model.to(device), tokenizer(class_texts), train, recipe, folder, key)
         if state:
             run.resume(state)
         run.loop(workers, save_every, progress and run.rank == 0, max_unreadable)
@@ -342,18 +325,16 @@ def fine_tune(
 
 def _check(train: ImageSet, class_texts: list[str], recipe: Recipe, device: str) -> None:
     """UserError for what cannot be trained."""
-    world, images, name = objectives.world_size(), len(train.dataset), train.name
+    world, images, texts = objectives.world_size(), len(train.dataset), len(class_texts)
     if recipe.batch % world or recipe.batch < 2 * world:
         fault = f"batch {recipe.batch} is not divided by {world} processes"
         raise UserError(f"{fault}; choose a multiple of {world}, two images a process or more")
     if images < 2 * world:
-        raise UserError(f"the training set {name!r} has {images} images; it needs at least {2 * world}")
-    low, high = int(np.min(train.labels)), int(np.max(train.labels))
-    if low < 0 or high >= len(class_texts):
-        raise UserError(
-            f"labels of {name!r} run from {low} to {high} but there are {len(class_texts)} class texts; "
-            "give one text per class"
-        )
+        raise UserError(f"the training set {train.name!r} has {images} images; it needs at least {2 * world}")
+    low, high = np.min(train.labels), np.max(train.labels)
+    if low < 0 or high >= texts:
+        fault = f"labels of {train.name!r} run from {low} to {high} but there are {texts} class texts"
+        raise UserError(f"{fault}; give one text per class")
     if recipe.precision == "fp16" and not device.startswith("cuda"):
         raise UserError("precision 'fp16' needs CUDA; choose 'bf16' or 'fp32' on the CPU")
 
@@ -361,18 +342,17 @@ def _check(train: ImageSet, class_texts: list[str], recipe: Recipe, device: str)
 @contextmanager
 def _determinism(wanted: bool, device: str) -> Iterator[None]:
     """Deterministic algorithms inside, if wanted; UserError where it is too late to ask cuBLAS for them."""
-    if not wanted:
-        yield
-        return
-    # cuBLAS reads its setting once, at its first call in a process
-    if device.startswith("cuda") and torch.cuda.is_initialized() and CUBLAS not in os.environ:
-        raise UserError(
-            "deterministic = true comes too late: this process has used the GPU already; set parallel to 1 "
-            f"(trainings in their own process) or {CUBLAS}=:4096:8 in the environment"
-        )
-    os.environ.setdefault(CUBLAS, ":4096:8")
     before = torch.get_deterministic_debug_mode()
-    torch.use_deterministic_algorithms(True)
+    if wanted:
+        # cuBLAS reads its setting once, at its first call in a process
+        if device.startswith("cuda") and torch.cuda.is_initialized() and CUBLAS not in os.environ:
+            fault = "deterministic = true comes too late: this process has used the GPU already"
+            remedy = (
+                f"set parallel to 1 (trainings in their own process) or {CUBLAS}=:4096:8 in the environment"
+            )
+            raise UserError(f"{fault}; {remedy}")
+        os.environ.setdefault(CUBLAS, ":4096:8")
+        torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
@@ -397,28 +377,18 @@ def finished(folder: Path, key: str) -> bool:
         return False
 
 
-def _read_finished(folder: Path, key: str) -> tuple[dict[str, Tensor], pd.DataFrame] | None:
-    if not finished(folder, key):
-        return None
-    return load_file(folder / "model.safetensors"), pd.read_parquet(folder / "log.parquet")
-
-
-def _read_state(folder: Path, key: str) -> dict | None:
-    """The last whole state of this identity; None if there is none, or a foreign or broken one."""
+def _read(folder: Path, key: str) -> dict | None:
+    """What there is of this identity: the finished model and log, or the last whole state, or None."""
+    if finished(folder, key):
+        return {
+            "model": load_file(folder / "model.safetensors"),
+            "log": pd.read_parquet(folder / "log.parquet"),
+        }
     try:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         return state if state["key"] == key else None
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
         return None
-
-
-def _from_first(read: Callable[[], object]) -> object:
-    """What rank 0 reads, in every process: machines need not share a disk."""
-    if objectives.world_size() == 1:
-        return read()
-    box = [read() if torch.distributed.get_rank() == 0 else None]
-    torch.distributed.broadcast_object_list(box)
-    return box[0]
 
 
 @contextmanager
@@ -427,7 +397,5 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as fault:  # torch and safetensors have their own errors
-        raise UserError(
-            f"cannot write the fine-tuning to {folder}: {fault}; free space or choose another folder and run "
-            "again, the last whole state is kept"
-        ) from None
+        remedy = "free space or choose another folder and run again, the last whole state is kept"
+        raise UserError(f"cannot write the fine-tuning to {folder}: {fault}; {remedy}") from None

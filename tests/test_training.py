@@ -82,8 +82,8 @@ def tower_gradients(model: torch.nn.Module, recipe: Recipe) -> list[torch.Tensor
     distinct, inverse = labels.unique(return_inverse=True)
     training._train_mode(model)
     model.zero_grad()
-    image, text, scale = training.Towers(model, recipe)(images, tiny.tokenizer(tiny.TEXTS)[distinct], inverse)
-    loss = training._loss(recipe, 0, image, text, scale, labels).loss
+    rows = training.Towers(model, recipe)(images, tiny.tokenizer(tiny.TEXTS)[distinct], inverse)
+    loss = objectives.parts(recipe.objective, *rows, lam=recipe.lam, seed=recipe.seed).loss
     loss.backward()
     return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
 
@@ -310,13 +310,13 @@ def test_sigkill_anywhere_then_resume_to_the_same_bits(tmp_path: Path) -> None:
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     key = training.identity(ENDLESS, models.weights_hash(tiny.model()), tiny.images(), tiny.TEXTS)
-    state = training._read_state(folder, key)
+    state = training._read(folder, key)
     assert state is not None and 6 <= state["step"] < 1000 and not (folder / "model.safetensors").exists()
     # bring both to the same step: the killed one from its state, the other from the beginning
     ends = []
     for start in (state, None):
         under_way = training.FineTuning(
-            tiny.model(), tiny.tokenizer(tiny.TEXTS), tiny.images(), ENDLESS, tmp_path, "", "cpu"
+            tiny.model(), tiny.tokenizer(tiny.TEXTS), tiny.images(), ENDLESS, tmp_path, ""
         )
         if start:
             under_way.resume(start)
@@ -335,9 +335,9 @@ def test_a_broken_or_foreign_state_is_not_used(tmp_path: Path) -> None:
     folder.mkdir()
     for content in (b"", b"not a state", b"PK\x03\x04 cut"):
         (folder / "state.pt").write_bytes(content)
-        assert training._read_state(folder, "x") is None
+        assert training._read(folder, "x") is None
     torch.save({"key": "of another recipe"}, folder / "state.pt")
-    assert training._read_state(folder, "x") is None
+    assert training._read(folder, "x") is None
     assert same(whole, tuned(folder, recipe)) and not (folder / "state.pt").exists()
 
 
