@@ -37,7 +37,8 @@ def scores(
     right.plot([x, x, 0], [0, y, y], color=style.OOD, linewidth=1, linestyle=":")
     right.plot(x, y, "o", color=style.OOD, clip_on=False)
     text = f"AUROC {found.auroc:.3f}\nFPR95 {100 * x:.1f} %: OoD accepted\nwhere 95 % of ID is"
-    right.text(0.98, 0.06, text, ha="right", fontsize=9.5)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the dotted line ends behind the words
+    right.text(0.98, 0.06, text, ha="right", fontsize=9.5, bbox=white)
     right.set(xlabel="share of OoD accepted", ylabel="share of ID accepted", xlim=(0, 1), ylim=(0, 1.02))
     drawn = densities.assign(curve=densities["group"] + " density", y=densities["density"])
     roc = pd.DataFrame({"curve": "ROC", "x": fpr, "y": tpr})
