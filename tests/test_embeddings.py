@@ -14,7 +14,11 @@ from ood_utils.data import ImageSet
 from ood_utils.embeddings import embed, encode, encode_images, encode_texts
 from ood_utils.errors import UserError
 
-torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Bits depend on the number of threads, and what scikit-learn limits it gives back changed."""
+    torch.set_num_threads(1)
 
 
 def study(**options: object) -> SimpleNamespace:

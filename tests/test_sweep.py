@@ -23,7 +23,11 @@ from ood_utils import config, models, processes, registry, sweep, training
 from ood_utils.config import Profile
 from ood_utils.errors import UserError
 
-torch.set_num_threads(1)  # as in the children: the same bits
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Bits depend on the number of threads, and what scikit-learn limits it gives back changed."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,13 @@ from ood_utils.embeddings import encode
 from ood_utils.errors import UserError
 from ood_utils.training import batch_keys, fine_tune
 
-torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Bits depend on the number of threads, and what scikit-learn limits it gives back changed."""
+    torch.set_num_threads(1)
+
+
 os.environ.setdefault(training.CUBLAS, ":4096:8")  # before any test touches a GPU: cuBLAS reads it once
 SHORT = {"steps": 6, "batch": 8, "lr": 1e-3, "warmup": 2}
 ENDLESS = Recipe(**(SHORT | {"steps": 100_000}))
