@@ -300,6 +300,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import test_training as t
 from pathlib import Path
+t.torch.set_num_threads(1)
 t.tuned(Path({folder!r}), t.ENDLESS, save_every=3)
 """
 
