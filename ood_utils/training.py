@@ -95,6 +95,7 @@ class Towers(nn.Module):
         return torch.cat([encode(part) for part in rows.split(self.chunk or size)])
 
     def forward(self, images: Tensor, tokens: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit rows of images and texts, and the scale: see the class."""
         # like lengths together: less padding, same result; on CUDA the launches of three groups cost more
         order = (tokens != 0).sum(1).argsort(stable=True)
         group = max(32, -(-len(tokens) // 3)) if tokens.device.type == "cpu" else len(tokens)
