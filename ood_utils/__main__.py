@@ -122,9 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        signal.signal(
-            signal.SIGTERM, signal.default_int_handler
-        )  # a batch system's end is as orderly as Ctrl-C
+        # a batch system's end is as orderly as Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         if words[:1] == ["pretrain"]:
             from .tools import pretrain
 

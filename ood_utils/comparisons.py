@@ -43,12 +43,13 @@ def embed_methods(
 
     All get the same negative labels: ``listed``, or those that the zero-shot model mines from the corpus.
     """
+    rows = methods.itertuples()
+    found = {(row.method, row.seed): embed_weights(folder, study, profile, row.weights) for row in rows}
     if listed is None:
-        listed = embeddings.mine(embed_weights(folder, study, profile, profile.pretrained), profile)
-    return {
-        (row.method, row.seed): embed_weights(folder, study, profile, row.weights, listed)
-        for row in methods.itertuples()
-    }
+        zero_shot = found.get(("zero-shot", 0))
+        zero_shot = zero_shot or embed_weights(folder, study, profile, profile.pretrained)
+        listed = embeddings.mine(zero_shot, profile)
+    return {key: embedded.with_negatives(listed) for key, embedded in found.items()}
 
 
 def group_means(book: leaderboard.ScoreBook, metric: str = "auroc") -> pd.DataFrame:

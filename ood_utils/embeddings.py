@@ -51,8 +51,7 @@ def resolve_device(wanted: str) -> str:
 
 
 class Tolerant(Dataset):
-    """A dataset whose unreadable images do not end the pass: keys -> (image or None, label, key, bad path or
-    "").
+    """A dataset whose unreadable images do not end the pass: keys -> (image or None, label, key, bad path).
 
     ``substitute``: an unreadable image is replaced by the next readable one: a training batch stays whole.
     """
@@ -183,11 +182,13 @@ def encode_texts(
     device = resolve_device(device)
     model.to(device).eval()
     distinct = sorted(set(texts))
-    tokens = tokenizer(distinct) if distinct else torch.empty(0, 1, dtype=torch.long)
+    if not distinct:
+        return _unit([], model, "texts")
+    tokens = tokenizer(distinct)
     order = (tokens != 0).sum(1).argsort(stable=True)
     half, found = HALF.get(precision), []
     with torch.autocast(device.split(":")[0], half or torch.bfloat16, enabled=half is not None):
-        for rows in order.split(batch) if distinct else ():
+        for rows in order.split(batch):
             found.append(models.encode_text(model, tokens[rows].to(device)).float())
     unit = _unit(found, model, "texts")[order.argsort().numpy()]
     place = {text: row for row, text in enumerate(distinct)}

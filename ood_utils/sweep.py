@@ -23,7 +23,7 @@ from .config import Profile, Recipe, load_profile, parse_changes
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from .data import ImageSet
+    from .data import ImageSet, Study
 
 PRELOAD = ("torch", "open_clip", "pandas", "pyarrow.parquet")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -79,7 +79,12 @@ class Job(NamedTuple):
 
 
 def carry_out(
-    planned: pd.DataFrame, profile: Profile, folder: Path, save_every: int = 50, progress: bool = True
+    planned: pd.DataFrame,
+    profile: Profile,
+    folder: Path,
+    study: Study | None = None,
+    save_every: int = 50,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Run what is not done yet of a ``plan``; the plan with ``weights``, paths below ``folder``.
 
@@ -87,8 +92,8 @@ def carry_out(
     ``torch.distributed`` group take the fine-tunings in turn, whatever ``parallel`` says. Otherwise
     ``profile.parallel`` children share them: of one thread each on the CPU, one child on a GPU, or with 0
     this process. Interrupted or failed, the children are ended and the next call resumes from the last state,
-    at most ``save_every`` steps back. Raises what a fine-tuning raises (UserError), or RuntimeError naming
-    what a child was training when it died.
+    at most ``save_every`` steps back. ``study``: the profile's, where it is loaded already. Raises what a
+    fine-tuning raises (UserError), or RuntimeError naming what a child was training when it died.
     """
     from . import models, training
 
@@ -96,7 +101,7 @@ def carry_out(
     places = {folder / "checkpoints" / tag: recipe for tag, recipe in recipes.items()}
     start = models.weights_hash(models.load(profile.model, profile.pretrained)[0])
     jobs = []
-    for job in _jobs(places, profile, save_every):
+    for job in _jobs(places, profile, save_every, study):
         if not training.finished(job.folder, training.identity(job.recipe, start, job.train, job.texts)):
             jobs.append(job)
     run = _train if profile.processes == 1 and profile.parallel == 0 else _in_children
@@ -106,12 +111,15 @@ def carry_out(
     return planned.assign(weights=[weights.get(tag, profile.pretrained) for tag in planned.tag])
 
 
-def _jobs(recipes: dict[Path, Recipe], profile: Profile, save_every: int) -> list[Job]:
+def _jobs(
+    recipes: dict[Path, Recipe], profile: Profile, save_every: int, study: Study | None = None
+) -> list[Job]:
     """Jobs of recipes by folder; of their studies only what they need."""
     from . import data
 
-    studies = {count: data.load(profile, count) for count in {recipe.classes for recipe in recipes.values()}}
-    jobs = []
+    studies, jobs = {0: study} if study else {}, []
+    for count in {recipe.classes for recipe in recipes.values()} - studies.keys():
+        studies[count] = data.load(profile, count)
     for folder, recipe in recipes.items():
         known = studies[recipe.classes]
         texts = known.class_texts(profile.prompt)

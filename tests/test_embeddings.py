@@ -8,17 +8,12 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from tiny import one_thread  # noqa: F401 - a fixture
 
 from ood_utils import config, embeddings
 from ood_utils.data import ImageSet
 from ood_utils.embeddings import embed, encode, encode_images, encode_texts
 from ood_utils.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Bits depend on the number of threads, and what scikit-learn limits it gives back changed."""
-    torch.set_num_threads(1)
 
 
 def study(**options: object) -> SimpleNamespace:

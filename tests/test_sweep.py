@@ -18,16 +18,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import one_thread  # noqa: F401 - a fixture
 
 from ood_utils import config, models, processes, registry, sweep, training
 from ood_utils.config import Profile
 from ood_utils.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Bits depend on the number of threads, and what scikit-learn limits it gives back changed."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

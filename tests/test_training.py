@@ -15,19 +15,13 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from tiny import one_thread  # noqa: F401 - a fixture
 
 from ood_utils import config, models, objectives, training
 from ood_utils.config import Recipe
 from ood_utils.embeddings import encode
 from ood_utils.errors import UserError
 from ood_utils.training import batch_keys, fine_tune
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Bits depend on the number of threads, and what scikit-learn limits it gives back changed."""
-    torch.set_num_threads(1)
-
 
 os.environ.setdefault(training.CUBLAS, ":4096:8")  # before any test touches a GPU: cuBLAS reads it once
 SHORT = {"steps": 6, "batch": 8, "lr": 1e-3, "warmup": 2}

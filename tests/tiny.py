@@ -11,12 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import open_clip
+import pytest
 import torch
 from torch.utils.data import Dataset
 
 from ood_utils.errors import UnreadableImage
 
 CONTEXT = 12
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Bits depend on the number of threads, and what scikit-learn limits it gives back changed."""
+    torch.set_num_threads(1)
 
 
 def model(tower: str = "resnet", seed: int = 0) -> torch.nn.Module:

@@ -88,14 +88,13 @@ def room(profile: Profile) -> dict[str, float]:
 
     An upper bound: all of the sweep's models embed everything. Optimiser states go when a training ends.
     """
-    import open_clip
     import torch
 
     from .. import models, sweep
 
     with torch.device("meta"):  # sizes without the memory
         model, _, _ = models.load(profile.model, "random", device="meta")
-    width = open_clip.get_model_config(profile.model)["embed_dim"]
+    width = models.model_config(profile.model)["embed_dim"]
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**30
     count = sweep.plan(profile, profile.lam).query("method != 'zero-shot'").tag.nunique()
     at_once = 1 if profile.processes > 1 or profile.device == "cuda" else max(1, profile.parallel)
