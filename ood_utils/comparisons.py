@@ -5,7 +5,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,8 @@ from .data import Study
 from .embeddings import StudyEmbeddings
 from .negatives import NegativeList
 
+PAPER_CLOSURE = 0.725 / 2.124  # Uni-CMM of CMA over FLYP's in the paper's Table 4
+FAMILY = "P - beta N"
 ByMethod = Mapping[tuple[str, int], StudyEmbeddings]  # (method, seed) -> embeddings
 
 
@@ -67,36 +68,56 @@ def validation_auroc(embedded: StudyEmbeddings, profile: Profile) -> float:
 
 
 def on_validation(embedded: StudyEmbeddings, profile: Profile) -> dict[str, float]:
-    """What ``lam`` is chosen by: centroid_gap, accuracy (fraction) and auroc, all on the validation split."""
+    """What is chosen by, on the validation split: centroid_gap, uni_matched, accuracy (fraction), auroc."""
     images, labels = embedded["id_val"].rows, embedded["id_val"].labels
+    matched = embedded.class_text[labels]
     return {
-        "centroid_gap": geometry.centroid_gap(images, embedded.class_text[labels]),
+        "centroid_gap": geometry.centroid_gap(images, matched),
+        "uni_matched": geometry.matched_uniformity(images, matched),
         "accuracy": float(((images @ embedded.class_text.T).argmax(1) == labels).mean()),
         "auroc": validation_auroc(embedded, profile),
     }
 
 
-class Choice(NamedTuple):
-    """``lam`` taken and why; ``closed``: the sweep's row with the smallest gap that costs no accuracy."""
+def closing_lam(sweep: pd.DataFrame) -> float:
+    """The smallest lam that closes the gap as far as the paper's CMA does, else the one that closes it most.
 
-    lam: float
-    why: str
-    closed: pd.Series
-
-
-def choose_lam(sweep: pd.DataFrame, fallback: float, tolerance: float = 0.01) -> Choice:
-    """Of lam > 0 with an accuracy at most ``tolerance`` below FLYP's, the one of highest validation AUROC.
-
-    ``sweep`` has columns lam (0 = FLYP), centroid_gap, accuracy, auroc, measured on the validation split
-    only. Where no lam passes, or there is no AUROC, ``fallback`` is taken.
+    ``sweep``: columns lam (0 = FLYP) and uni_matched on the validation ID images, averaged over seeds; no OoD
+    image is looked at. The paper: Uni-CMM of CMA over FLYP's, ``PAPER_CLOSURE`` (Table 4).
     """
-    flyp = sweep.loc[sweep.lam.idxmin()]
-    allowed = sweep[(sweep.lam > 0) & (sweep.accuracy >= flyp.accuracy - tolerance)]
-    closed = (allowed if len(allowed) else sweep).sort_values("centroid_gap").iloc[0]
-    if len(allowed) and allowed.auroc.notna().all():
-        why = f"highest validation AUROC within {100 * tolerance:g} point of FLYP's accuracy"
-        return Choice(float(allowed.lam[allowed.auroc.idxmax()]), why, closed)
-    return Choice(fallback, "the profile's value: no lam of the sweep passed the rule", closed)
+    by_lam = sweep.groupby("lam").uni_matched.mean()
+    ratio = by_lam[by_lam.index > 0] / by_lam[0]
+    enough = ratio[ratio <= PAPER_CLOSURE]
+    return float(enough.index.min() if len(enough) else ratio.idxmin())
+
+
+def best_on_validation(sweep: pd.DataFrame, column: str, tolerance: float = 0.01) -> float:
+    """The value of ``column`` of the highest mean validation AUROC among those that cost little accuracy.
+
+    ``sweep`` has that column, accuracy and auroc on the validation split; accuracy may lie ``tolerance``
+    below the best. Where there is no AUROC, the value of best accuracy.
+    """
+    means = sweep.groupby(column)[["accuracy", "auroc"]].mean()
+    allowed = means[means.accuracy >= means.accuracy.max() - tolerance]
+    return float((allowed.auroc if allowed.auroc.notna().all() else allowed.accuracy).idxmax())
+
+
+def score_sweep(models: ByMethod, profile: Profile) -> pd.DataFrame:
+    """Validation AUROC of every score, and of "P - beta N" for every beta of the profile.
+
+    Columns method, seed, score (which names the beta too), beta, auroc: the mean over the validation OoD
+    sets. Empty without such sets.
+    """
+    if not next(iter(models.values())).of_split("validation"):
+        return pd.DataFrame(columns=["method", "seed", "score", "beta", "auroc"])
+    whole = group_means(leaderboard.image_scores(models, profile, "validation"))
+    parts = [whole[whole.score != FAMILY].assign(beta=float("nan"))]
+    for beta in profile.betas:
+        changed = profile.model_copy(update={"beta": beta})
+        book = leaderboard.image_scores(models, changed, "validation", [FAMILY])
+        parts.append(group_means(book).assign(beta=beta, score=f"P - {beta:g} N"))
+    found = pd.concat(parts, ignore_index=True).rename(columns={"all": "auroc"})
+    return found[["method", "seed", "score", "beta", "auroc"]]
 
 
 def keep_sweep(embedded: StudyEmbeddings, profile: Profile) -> pd.DataFrame:

@@ -145,7 +145,7 @@ def evidence_of(embedded: StudyEmbeddings, name: str, profile: Profile) -> metho
     if name not in embedded.sets:
         raise UserError(f"There are no embeddings of the set {name!r}{nearest(name, embedded.sets)}")
     texts = embedded.class_text, embedded.negative_text
-    return methods.Evidence(embedded[name].rows, *texts, profile.temperature, profile.groups)
+    return methods.Evidence(embedded[name].rows, *texts, profile.temperature, profile.groups, profile.beta)
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:

@@ -44,6 +44,7 @@ class ImageSet:
     labels: np.ndarray
     ids: list[str]
     fingerprint: str
+    clusters: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
