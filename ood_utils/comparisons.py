@@ -82,11 +82,11 @@ def on_validation(embedded: StudyEmbeddings, profile: Profile) -> dict[str, floa
 def closing_lam(sweep: pd.DataFrame) -> float:
     """The smallest lam that closes the gap as far as the paper's CMA does, else the one that closes it most.
 
-    ``sweep``: columns lam (0 = FLYP) and uni_matched on the validation ID images, averaged over seeds; no OoD
-    image is looked at. The paper: Uni-CMM of CMA over FLYP's, ``PAPER_CLOSURE`` (Table 4).
+    ``sweep``: columns lam (the smallest is FLYP, 0) and uni_matched on the validation ID images, averaged
+    over seeds; no OoD image is looked at. The paper: Uni-CMM of CMA over FLYP's, ``PAPER_CLOSURE`` (Table 4).
     """
     by_lam = sweep.groupby("lam").uni_matched.mean()
-    ratio = by_lam[by_lam.index > 0] / by_lam[0]
+    ratio = by_lam.iloc[1:] / by_lam.iloc[0] if len(by_lam) > 1 else by_lam / by_lam
     enough = ratio[ratio <= PAPER_CLOSURE]
     return float(enough.index.min() if len(enough) else ratio.idxmin())
 
@@ -112,7 +112,7 @@ def score_sweep(models: ByMethod, profile: Profile) -> pd.DataFrame:
         return pd.DataFrame(columns=["method", "seed", "score", "beta", "auroc"])
     whole = group_means(leaderboard.image_scores(models, profile, "validation"))
     parts = [whole[whole.score != FAMILY].assign(beta=float("nan"))]
-    for beta in profile.betas:
+    for beta in profile.beta_sweep:
         changed = profile.model_copy(update={"beta": beta})
         book = leaderboard.image_scores(models, changed, "validation", [FAMILY])
         parts.append(group_means(book).assign(beta=beta, score=f"P - {beta:g} N"))

@@ -173,7 +173,7 @@ class Profile(TrainingValues):
     groups: Positive = Field(1, description="groups of negative labels")
     temperature: float = Field(0.01, gt=0, description="temperature of MSP, Energy and NegLabel")
     beta: Share = Field(0.25, description='weight of the negatives in the score "P - beta N"')
-    betas: list[Share] = Field([0, 0.125, 0.25, 0.5, 1], min_length=1, description="the sweep of beta")
+    beta_sweep: list[Share] = Field([0, 0.125, 0.25, 0.5, 1], min_length=1, description="betas tried")
     embed_batch: Positive = Field(256, description="images or texts embedded at once")
     workers: Workers = Field(0, description="data loader processes, -1 = one for each CPU core")
     compile: bool = Field(False, description="torch.compile the image encoder when embedding")

@@ -46,8 +46,8 @@ def plan(profile: Profile, closed: float | None = None, relation: float = 0) -> 
         for (weight, added), (name, lam), seed in product(weights.items(), lams.items(), profile.seeds):
             rows.append(("headline", name + added, seed, lam, weight, usual))
     for seed in profile.seeds[: profile.sweep_seeds]:
-        lams = sorted({0.0, profile.lam, *profile.lams})
-        rows += [("sweep", f"CMA, lam {lam:g}" if lam else "FLYP", seed, lam, 0.0, usual) for lam in lams]
+        for lam in sorted(set(profile.lams)):
+            rows.append(("sweep", f"CMA, lam {lam:g}" if lam else "FLYP", seed, lam, 0.0, usual))
         rows += [("sweep", f"FLYP + relation {x:g}", seed, 0.0, x, usual) for x in profile.relations]
         rows += [("sweep", f"FLYP, image tower at {x:g}", seed, 0.0, 0.0, x) for x in profile.image_lrs]
     frame = pd.DataFrame(rows, columns=["role", "method", "seed", "lam", "relation", "image_lr"])

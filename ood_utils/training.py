@@ -222,12 +222,11 @@ class FineTuning:
             step=self.step,
         )
         kept = self._relation(images, image, words, about) if len(words) else torch.zeros_like(parts.loss)
-        loss = parts.loss + recipe.relation * kept
         share = rate(self.step, self.steps, recipe.warmup)
         for group in self.optimiser.param_groups:
             group["lr"] = share * group["peak"]
         self.optimiser.zero_grad()
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(parts.loss + recipe.relation * kept).backward()
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         self.scaler.step(self.optimiser)
@@ -237,7 +236,9 @@ class FineTuning:
         epoch = self.step // _batches_per_epoch(len(self.train.dataset), recipe.batch, self.world)
         self.step += 1
         began, self.clock = self.clock, time.perf_counter()
-        logged = (*parts._replace(loss=loss), kept, norm)
+        if self.world > 1:  # each rank's own images, as the gradient: the log has the mean
+            torch.distributed.all_reduce(kept := kept.detach() / self.world)
+        logged = (*parts._replace(loss=parts.loss + recipe.relation * kept), kept, norm)
         values = torch.stack([part.detach() for part in logged])
         self.waiting.append(([self.step, epoch, recipe.lr * share, self.clock - began], values))
 

@@ -99,22 +99,26 @@ def test_every_method_of_a_table_gets_the_zero_shot_list(tmp_path) -> None:
     )
 
 
-def _sweep(**columns: list[float]) -> pd.DataFrame:
-    defaults = {
-        "lam": [0, 0.01, 0.1],
-        "centroid_gap": [0.7, 0.2, 0.1],
-        "accuracy": [0.8, 0.795, 0.75],
-        "auroc": [0.9, 0.8, 0.95],
-    }
-    return pd.DataFrame(defaults | columns)
+def test_the_gap_is_closed_as_far_as_in_the_paper_by_the_smallest_lam() -> None:
+    sweep = pd.DataFrame({"lam": [0, 0.01, 0.1, 0, 0.01, 0.1], "uni_matched": [2, 0.7, 0.1, 2, 0.6, 0.1]})
+    assert comparisons.closing_lam(sweep) == 0.01  # 0.65 of 2 is less than 0.34; one seed alone would say 0.1
+    assert comparisons.closing_lam(sweep[sweep.lam < 0.1].assign(uni_matched=[2, 1.5, 2, 1.5])) == 0.01
 
 
-def test_lam_is_chosen_by_the_rule_and_never_for_a_price() -> None:
-    choice = comparisons.choose_lam(_sweep(), 0.5)
-    assert choice.lam == 0.01 and choice.closed.lam == 0.01  # 0.1 detects better but costs accuracy
-    assert comparisons.choose_lam(_sweep(accuracy=[0.8, 0.8, 0.8]), 0.5).lam == 0.1
-    assert comparisons.choose_lam(_sweep(accuracy=[0.8, 0.5, 0.5]), 0.5).lam == 0.5
-    assert comparisons.choose_lam(_sweep(auroc=[np.nan] * 3), 0.5).lam == 0.5
+def test_a_weight_is_chosen_on_validation_and_never_for_a_price() -> None:
+    sweep = pd.DataFrame(
+        {"relation": [0.1, 0.3, 1], "accuracy": [0.8, 0.795, 0.7], "auroc": [0.9, 0.91, 0.95]}
+    )
+    assert comparisons.best_on_validation(sweep, "relation") == 0.3
+    assert comparisons.best_on_validation(sweep.assign(auroc=np.nan), "relation") == 0.1
+
+
+def test_the_score_sweep_holds_the_ends_of_its_family(world) -> None:
+    found = (
+        comparisons.score_sweep({("zero-shot", 0): world.embedded}, world.profile).set_index("score").auroc
+    )
+    assert found["P - 0 N"] == found["Energy"] and found["P - 1 N"] == found["NegLabel"]
+    assert {"MCM", "MaxLogit", "P - 0.25 N"} <= set(found.index) and found.between(0.5, 1).all()
 
 
 def test_the_smallest_share_within_the_tolerance_is_taken() -> None:
