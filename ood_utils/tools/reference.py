@@ -26,6 +26,7 @@ STUB = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Left out</title><p>The interactive globe '
     "(5 MB) is left out of the committed run; <code>make reproduce</code> writes it.</p></html>\n"
 )
+LINK = re.compile(r',?\s*<a href="([^"#:]+)">[^<]*</a>')  # a word that is a link, with its comma
 EMBEDDED = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=\s]+")
 
 
@@ -83,6 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     shutil.rmtree(target, ignore_errors=True)
     for path in (path for pattern in KEPT for path in source.glob(pattern)):
         atomic_write(target / path.relative_to(source), _kept(path))
+    index = target / "index.html"
+    whole = LINK.sub(lambda link: link[0] if (target / link[1]).exists() else "", index.read_text())
+    atomic_write(index, whole)
     size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
     if size > LIMIT:
         much = f"{target} has {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}"
@@ -92,4 +96,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as mistake:
+        print(f"reference: {mistake}", file=sys.stderr)
+        sys.exit(2)
