@@ -27,9 +27,10 @@ TEMPLATES = ("{}", "a {}", "the nice {}", "an image of a {}")
 LETTER_WEIGHT = 0.5  # how often an ID letter's drawing is shown beside any other: leaves fine-tuning a task
 PARTIAL = 0.7  # share of captions that lose words: information imbalance makes the gap (Schrodi et al. 2025)
 MISMATCHED = 0.05  # share of captions that are another image's: caps confidence, as on the web
-# Weight of the text-to-image half of the loss. The other half cannot see an offset that an image shares with
-# all texts, this one fights it. Real CLIP has such an offset, so GlyphCLIP must.
-TEXT_TO_IMAGE = 0.05
+# Images among which a text must find its own. The image-to-text half of the loss cannot see an offset that an
+# image shares with all texts, this half fights it: the harder, the more images compete. Real CLIP has such an
+# offset (its web is so wide that few images of a batch compete), so GlyphCLIP must.
+RIVALS = 4
 
 
 def vocabulary() -> list[int]:
@@ -78,15 +79,15 @@ class Batches:
 
 
 def _loss(model: torch.nn.Module, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """CLIP loss, its halves weighted, at a logit scale of 100; texts go in four groups of like length."""
+    """CLIP loss at a logit scale of 100, a text among ``RIVALS`` images; texts go in groups of like length."""
     with torch.autocast(images.device.type, torch.bfloat16):
         image = model.encode_image(images)
     order = tokens.argmax(-1).argsort()
     text = torch.cat([models.encode_text(model, tokens[group]) for group in order.chunk(4)])[order.argsort()]
     logits = 100 * F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
-    diagonal = torch.arange(len(logits), device=logits.device)
-    both = F.cross_entropy(logits, diagonal) + TEXT_TO_IMAGE * F.cross_entropy(logits.T, diagonal)
-    return both / (1 + TEXT_TO_IMAGE)
+    own = torch.arange(len(logits), device=logits.device)
+    rivals = torch.cat([logits.T[rows][:, rows] for rows in own.split(RIVALS)])
+    return (F.cross_entropy(logits, own) + F.cross_entropy(rivals, own % RIVALS)) / 2
 
 
 @torch.no_grad()
@@ -203,7 +204,7 @@ def card(model: torch.nn.Module, log: list[dict[str, float]], options: argparse.
             "steps": options.steps, "stopped_at": log[-1]["step"], "batch": BATCH,
             "optimiser": "AdamW (0.9, 0.98), decay 0.1", "lr": options.lr, "schedule": "500 warm-up, cosine",
             "logit_scale": 100, "partial_captions": PARTIAL, "letter_weight": LETTER_WEIGHT,
-            "mismatched_captions": MISMATCHED, "text_to_image_weight": TEXT_TO_IMAGE,
+            "mismatched_captions": MISMATCHED, "rivals": RIVALS,
             "templates": TEMPLATES, "image_tower_precision": "bf16",
         },
         "seed": options.seed,
