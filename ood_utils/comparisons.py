@@ -136,19 +136,24 @@ def smallest_share(frame: pd.DataFrame, tolerance: float = 0.005) -> float:
     return float(frame[frame.auroc >= frame.auroc.max() - tolerance].keep.min())
 
 
-def order_claims(differences: pd.DataFrame, groups: Iterable[str]) -> tuple[list[str], dict[str, bool]]:
-    """Does the order CMA, FLYP, zero-shot hold in FPR95 with NegLabel? (Markdown lines, group -> holds).
+def order_claims(differences: pd.DataFrame, groups: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Does the order CMA, FLYP, zero-shot hold in FPR95 with NegLabel? (Markdown lines, group -> answer).
 
-    It holds where the intervals of both differences lie on the better side of 0.
+    "holds" where both differences are better, "does not hold" where one is worse, else "not settled".
     """
-    lines, holds = [], {}
+    lines, answers = [], {}
     for group in groups:
         steps = ("CMA", "FLYP"), ("FLYP", "zero-shot")
         found = [leaderboard.verdict(differences, *pair, group=group) for pair in steps]
-        holds[group] = all(claim["verdict"] == "better" for claim in found)
+        words = {claim["verdict"] for claim in found}
+        answers[group] = (
+            "holds" if words == {"better"} else "does not hold" if "worse" in words else "not settled"
+        )
         said = " ".join(claim["sentence"] for claim in found)
-        lines.append(f"- **{group}**: the order {'holds' if holds[group] else 'does not hold'}. {said}")
-    return lines, holds
+        lines.append(
+            f"- **{group}**: the order {answers[group].replace('not settled', 'is not settled')}. {said}"
+        )
+    return lines, answers
 
 
 def negative_lists(models: ByMethod, profile: Profile) -> pd.DataFrame:

@@ -128,26 +128,24 @@ def test_the_smallest_share_within_the_tolerance_is_taken() -> None:
     assert comparisons.smallest_share(frame) == 0.8
 
 
-def test_the_order_holds_only_where_both_differences_are_better() -> None:
-    def row(a: str, b: str, group: str, verdict: str) -> dict:
-        numbers = {"difference": -0.1, "low": -0.2, "high": -0.05, "seed_min": -0.1, "seed_max": -0.1}
-        facts = {
-            "a": a,
-            "b": b,
-            "score": "NegLabel",
-            "metric": "fpr95_id",
-            "set": f"average {group}",
-            "group": group,
-        }
-        return facts | numbers | {"average": True, "verdict": verdict}
-
-    frame = pd.DataFrame(
-        [row("CMA", "FLYP", "near", "better"), row("FLYP", "zero-shot", "near", "better")]
-        + [row("CMA", "FLYP", "far", "worse"), row("FLYP", "zero-shot", "far", "better")]
+def test_the_order_holds_where_both_are_better_and_fails_where_one_is_worse() -> None:
+    words = {
+        "near": ("better", "better"),
+        "far": ("worse", "better"),
+        "unseen": ("better", "not settled"),
+        "all": ("exploratory", "better"),
+    }
+    facts = {"score": "NegLabel", "metric": "fpr95_id", "difference": -0.1, "low": -0.2, "high": -0.05}
+    facts |= {"p_holm": 0.01, "family": True, "seeds_better": "3 of 3", "covers": "images and seeds"}
+    pairs = [("CMA", "FLYP"), ("FLYP", "zero-shot")]
+    rows = [
+        facts | {"a": a, "b": b, "set": f"average {group}", "group": group, "verdict": word}
+        for group, both in words.items()
+        for (a, b), word in zip(pairs, both, strict=True)
+    ]
+    lines, answers = comparisons.order_claims(pd.DataFrame(rows), words)
+    assert list(answers.values()) == ["holds", "does not hold", "not settled", "not settled"]
+    assert lines[0].startswith(
+        "- **near**: the order holds. CMA against FLYP in FPR95 (NegLabel, average near): better: "
     )
-    lines, holds = comparisons.order_claims(frame, ["near", "far"])
-    assert (
-        holds == {"near": True, "far": False}
-        and "does not hold" in lines[1]
-        and "CMA is worse than FLYP" in lines[1]
-    )
+    assert "the order does not hold" in lines[1] and "the order is not settled. CMA against" in lines[2]
