@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,15 +137,17 @@ def smallest_share(frame: pd.DataFrame, tolerance: float = 0.005) -> float:
     return float(frame[frame.auroc >= frame.auroc.max() - tolerance].keep.min())
 
 
-def order_claims(differences: pd.DataFrame, groups: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Does the order CMA, FLYP, zero-shot hold in FPR95 with NegLabel? (Markdown lines, group -> answer).
+def order_claims(
+    differences: pd.DataFrame, groups: Iterable[str], score: str = "NegLabel"
+) -> tuple[list[str], dict[str, str]]:
+    """Does the order CMA, FLYP, zero-shot hold in FPR95 with a score? (Markdown lines, group -> answer).
 
     "holds" where both differences are better, "does not hold" where one is worse, else "not settled".
     """
     lines, answers = [], {}
     for group in groups:
         steps = ("CMA", "FLYP"), ("FLYP", "zero-shot")
-        found = [leaderboard.verdict(differences, *pair, group=group) for pair in steps]
+        found = [leaderboard.verdict(differences, *pair, score=score, group=group) for pair in steps]
         words = {claim["verdict"] for claim in found}
         answers[group] = (
             "holds" if words == {"better"} else "does not hold" if "worse" in words else "not settled"
@@ -156,32 +159,84 @@ def order_claims(differences: pd.DataFrame, groups: Iterable[str]) -> tuple[list
     return lines, answers
 
 
-def negative_lists(models: ByMethod, profile: Profile) -> pd.DataFrame:
-    """NegLabel by what is in the list: columns list, method, seed, words, auroc, fpr95_id (means over sets).
+def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
+    """NegLabel by what is in the list: a book whose "scores" are the lists, all mined from the same corpus.
 
-    "clean" is the models' own list; "not cleaned" is mined with ID names and repetitions in the corpus.
+    "clean" is the models' own list. "OoD names out" looks at the test images' names, as a user cannot; it and
+    the lists that equal "clean" are there only where they differ from it.
     """
     first = next(iter(models.values()))
     position = {word: i for i, (word, _) in enumerate(first.corpus)}
-    names = [*first.class_names, *(name for group in first.synonyms for name in group)]
-    clean = list(first.negatives.indices)
+    clean, named = list(first.negatives.indices), [position[n] for n in first.class_names if n in position]
+    shown = {one.split(" · ")[0] for images in first.of_split().values() for one in images.ids}
+
+    def mined(embedded: StudyEmbeddings = first, **changes: object) -> list[int]:
+        return embeddings.mine(embedded, profile.model_copy(update=changes)).indices
+
     lists = {
         "clean": clean,
-        "not cleaned": embeddings.mine(first, profile, cleaned=False).indices,
-        "every 20th ID name added": clean + [position[n] for n in first.class_names[::20] if n in position],
-        "all ID names added": clean + [position[n] for n in names if n in position],
-        "every second word doubled": clean + clean[::2],
-        "clean, 100 groups": clean,
+        "15 % kept": mined(keep=0.15, keep_counts={}),
+        "all kept": mined(keep=1.0, keep_counts={}),
+        "synonyms and twins left in": mined(replace(first, synonyms=[[] for _ in first.class_names])),
+        "not cleaned": mined(cleaned=False),
+        "every 20th ID name added": clean + named[::20],
+        "all ID names added": clean + named,
+        "OoD names out (looks at the test)": [i for i in clean if first.corpus[i][0] not in shown],
     }
-    rows = []
-    for name, indices in lists.items():
-        groups = min(100, len(indices) // 2) if "groups" in name else profile.groups
-        settings = profile.model_copy(update={"groups": groups})
-        listed = {key: embedded.with_negatives(indices) for key, embedded in models.items()}
-        book = leaderboard.image_scores(listed, settings, names=["NegLabel"])
-        means = {metric: group_means(book, metric)["all"] for metric in ("auroc", "fpr95_id")}
-        rows.append(group_means(book).assign(list=name, words=len(indices), **means))
-    return pd.concat(rows, ignore_index=True)[["list", "method", "seed", "words", "auroc", "fpr95_id"]]
+    lists = {
+        name: list_ for name, list_ in lists.items() if name == "clean" or sorted(list_) != sorted(clean)
+    }
+    counts = np.stack([np.bincount(of, minlength=len(first.corpus)) for of in lists.values()], axis=1)
+    book = leaderboard.image_scores(models, profile, names=["Energy"])  # P, in units of a cosine
+    sets = {name: first[name] for name in ("id_test", *book.ood)}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in sets}
+    for row, embedded in enumerate(models.values()):
+        for name in sets:
+            logits = embedded[name].rows.astype(np.float64) @ embedded.corpus_text.T / profile.temperature
+            top = logits.max(axis=1, keepdims=True)
+            negative = top + np.log(np.exp(logits - top) @ counts)  # N of every list (n, lists)
+            energy = (book.id if name == "id_test" else book.ood[name])[row]
+            found[name] += list((energy[:, None] / profile.temperature - negative).T)
+    keys = [(method, seed, name) for method, seed in models for name in lists]
+    stacked = {name: np.stack(rows) for name, rows in found.items()}
+    return replace(book, keys=keys, id=stacked.pop("id_test"), ood=stacked)
+
+
+def swapped(images_of: StudyEmbeddings, texts_of: StudyEmbeddings) -> StudyEmbeddings:
+    """The images of one model with the texts of another: which tower did it?"""
+    return replace(images_of, class_text=texts_of.class_text, corpus_text=texts_of.corpus_text)
+
+
+def who_moved(models: ByMethod, start: StudyEmbeddings) -> pd.DataFrame:
+    """Where each model's points went from ``start``: columns method, seed, what, moved, to_id_texts.
+
+    ``what``: ID texts, other words (the negatives), ID images, and the OoD test images by group. ``moved``:
+    mean angle to where the point was, degrees; ``to_id_texts``: change of its mean cosine to the nearest ID
+    text (of an ID text: to the nearest other one).
+    """
+
+    def points(embedded: StudyEmbeddings) -> dict[str, np.ndarray]:
+        groups: dict[str, list[np.ndarray]] = {}
+        for one in (embedded["id_test"], *embedded.of_split().values()):
+            groups.setdefault("ID images" if one.group == "id" else f"{one.group} images", []).append(
+                one.rows
+            )
+        texts = {"ID texts": embedded.class_text, "other words": embedded.negative_text}
+        return texts | {name: np.concatenate(rows) for name, rows in groups.items()}
+
+    def nearest(embedded: StudyEmbeddings, name: str, rows: np.ndarray) -> float:
+        cosines = rows @ embedded.class_text.T
+        if name == "ID texts":
+            np.fill_diagonal(cosines, -1)
+        return float(cosines.max(axis=1).mean())
+
+    rows, before = [], points(start)
+    for (method, seed), embedded in models.items():
+        for name, now in points(embedded).items():
+            angle = np.degrees(np.arccos(np.clip((now * before[name]).sum(axis=1), -1, 1))).mean()
+            change = nearest(embedded, name, now) - nearest(start, name, before[name])
+            rows.append([method, seed, name, float(angle), change])
+    return pd.DataFrame(rows, columns=["method", "seed", "what", "moved", "to_id_texts"])
 
 
 def own_names(models: ByMethod) -> pd.DataFrame:
