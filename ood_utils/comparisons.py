@@ -121,6 +121,32 @@ def score_sweep(models: ByMethod, profile: Profile) -> pd.DataFrame:
     return found[["method", "seed", "score", "beta", "auroc"]]
 
 
+def best_score(tried: pd.DataFrame, profile: Profile) -> tuple[str, float]:
+    """(score, beta) of the highest mean validation AUROC over the models of a ``score_sweep``.
+
+    NegLabel and the profile's beta where there is nothing to choose by; the family only where it beats all
+    others by more than rounding.
+    """
+    means = tried.groupby("score").auroc.mean().round(4)
+    family = tried.dropna(subset="beta").groupby("beta").auroc.mean().round(4)
+    if not len(means):
+        return "NegLabel", profile.beta
+    others = means[~means.index.str.startswith("P - ")]
+    return (FAMILY if family.max() > others.max() else others.idxmax()), float(family.idxmax())
+
+
+def answer_table(summary: pd.DataFrame, score_names: Sequence[str]) -> pd.DataFrame:
+    """The report's first table: FPR95 (ID positive, %) with intervals by group and score, a column a method.
+
+    ``summary``: as ``leaderboard.summarise`` gives it.
+    """
+    rows = summary[summary.average & summary.score.isin(score_names)]
+    percent = 100 * rows[["fpr95_id", "fpr95_id_low", "fpr95_id_high"]]
+    cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*row) for row in percent.to_numpy()]
+    wide = rows.assign(cell=cells).pivot_table("cell", ["group", "score"], "method", "first", sort=False)
+    return wide.reset_index()
+
+
 def keep_sweep(embedded: StudyEmbeddings, profile: Profile) -> pd.DataFrame:
     """Validation AUROC of the zero-shot model by the share of the corpus kept: columns keep, words, auroc."""
     rows = []
@@ -160,10 +186,10 @@ def order_claims(
 
 
 def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
-    """NegLabel by what is in the list: a book whose "scores" are the lists, all mined from the same corpus.
+    """NegLabel by what is in the list: a book whose "methods" are the lists and whose "scores" the models.
 
-    "clean" is the models' own list. "OoD names out" looks at the test images' names, as a user cannot; it and
-    the lists that equal "clean" are there only where they differ from it.
+    So ``leaderboard.differences`` compares two lists. "clean" is the models' own list; one that equals it is
+    left out. "OoD names out" looks at the test images' names, as a user cannot.
     """
     first = next(iter(models.values()))
     position = {word: i for i, (word, _) in enumerate(first.corpus)}
@@ -197,7 +223,7 @@ def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
             negative = top + np.log(np.exp(logits - top) @ counts)  # N of every list (n, lists)
             energy = (book.id if name == "id_test" else book.ood[name])[row]
             found[name] += list((energy[:, None] / profile.temperature - negative).T)
-    keys = [(method, seed, name) for method, seed in models for name in lists]
+    keys = [(name, seed, method) for method, seed in models for name in lists]
     stacked = {name: np.stack(rows) for name, rows in found.items()}
     return replace(book, keys=keys, id=stacked.pop("id_test"), ood=stacked)
 
