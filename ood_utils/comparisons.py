@@ -179,9 +179,8 @@ def order_claims(
             "holds" if words == {"better"} else "does not hold" if "worse" in words else "not settled"
         )
         said = " ".join(claim["sentence"] for claim in found)
-        lines.append(
-            f"- **{group}**: the order {answers[group].replace('not settled', 'is not settled')}. {said}"
-        )
+        answer = answers[group].replace("not settled", "is not settled")
+        lines.append(f"- **{group}, {score}**: the order {answer}. {said}")
     return lines, answers
 
 

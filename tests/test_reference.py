@@ -31,10 +31,9 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "index.html").write_text(f'<b>report</b>{links} <a href="figures/x.csv">data</a>')
     (folder / "figures" / "globe.html").write_text("plotly" * 1_000_000)
     (folder / "checkpoints" / "w.safetensors").write_text("weights")
-    row = {"set": "arrows", "group": "far", "average": False, "method": "CMA", "auroc": 0.987}
-    pd.DataFrame([row | {"fpr95_id": 0.1234, "fpr95_id_low": 0.1, "fpr95_id_high": 0.15}]).to_csv(
-        folder / "tables" / "headline.csv", index=False
-    )
+    row = {"group": "far", "score": "NegLabel", "CMA": "12.3 [10.0, 15.0]"}
+    pd.DataFrame([row]).to_csv(folder / "tables" / "answer.csv", index=False)
+    (folder / "results" / "04_ood_detection.json").write_text(json.dumps({"answer": ["**Yes.**"]}))
     pd.DataFrame({"claim": ["- **far**: the order holds."]}).to_csv(
         folder / "tables" / "claims.csv", index=False
     )
@@ -55,12 +54,14 @@ def test_a_run_is_copied_without_its_bulk_and_quoted(outputs: Path) -> None:
         "index.html",
         "run.json",
         "figures/globe.html",
-        "tables/headline.csv",
+        "tables/answer.csv",
         "tables/claims.csv",
+        "results/04_ood_detection.json",
     }
     text = (outputs.parent / "README.md").read_text()
     assert (
-        "| arrows | far | 12.3 [10.0, 15.0] / 98.7 |" in text
+        "| group | score | CMA |\n|---|---|---|\n| far | NegLabel | 12.3 [10.0, 15.0] |" in text
+        and "**Yes.**" in text
         and "stale" not in text
         and text.endswith("end\n")
     )

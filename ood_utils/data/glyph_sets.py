@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 from . import glyph_world
 from .study import ImageSet, digest, subset
 
-PATCH = 40  # pixels: side of a patch of a photograph
+PATCH = 48  # pixels: side of a patch of a photograph
 
 
 class GlyphViews(Dataset):

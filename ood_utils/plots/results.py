@@ -84,7 +84,8 @@ def towers(swaps: pd.DataFrame, moved: pd.DataFrame, title: str) -> Drawn:
     right = moved.rename(columns={"method": "of", "moved": "value"}).assign(panel="moved")
     figure, axes = style.panels(["FPR95 with NegLabel", "mean angle from the zero-shot place"], title, 2, 3.9)
     for ax, frame, unit in zip(axes, (left, right), ("{x:.0%}", "{x:.0f}°"), strict=True):
-        bars = {"errorbar": ("pi", 100), "err_kws": {"linewidth": 1}, "palette": "colorblind"}
+        bars = {"errorbar": ("pi", 100), "err_kws": {"linewidth": 1}}
+        bars |= {"palette": style.method_colours(frame["of"]), "saturation": 1}
         sns.barplot(frame, x="value", y="what", hue="of", ax=ax, **bars)
         ax.set(xlabel="", ylabel="")
         ax.xaxis.set_major_formatter(unit)
