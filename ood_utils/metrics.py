@@ -188,19 +188,20 @@ def bootstrap_draws(
     id_codes = cluster_codes(id_clusters, inside.shape[1], "id_clusters")
     sorted_id = [_Distinct(scores, id_codes) for scores in inside]
     step = max(1, _ELEMENTS // max(scores.shape[1] for scores in (inside, *outside.values())))
-    pairs, ood_counts, parts = {}, {}, {}
+    pairs, ood_counts = {}, {}
     for name, scores in outside.items():
         codes = cluster_codes(ood_clusters.get(name), scores.shape[1], f"ood_clusters[{name!r}]")
         pairs[name] = [_Pair(i, _Distinct(o, codes)) for i, o in zip(sorted_id, scores, strict=True)]
         ood_counts[name] = _counts(codes.max() + 1, n, step, (seed, zlib.crc32(name.encode())))
-        parts[name] = []
+    draws, done = {name: np.empty((len(inside), n, len(METRICS))) for name in outside}, 0
     for id_part in _counts(id_codes.max() + 1, n, step, (seed, 0)):
         cumulated = [scoring.cumulate(id_part) for scoring in sorted_id]  # once, for all sets
+        block = slice(done, done := done + len(id_part))
         for name, generator in ood_counts.items():
             ood_part = next(generator)
-            both = zip(pairs[name], cumulated, strict=True)
-            parts[name].append(np.stack([pair.draw(*c, *pair.ood.cumulate(ood_part)) for pair, c in both]))
-    return {name: np.concatenate(part, axis=1) for name, part in parts.items()}
+            for row, (pair, of_id) in enumerate(zip(pairs[name], cumulated, strict=True)):
+                draws[name][row, block] = pair.draw(*of_id, *pair.ood.cumulate(ood_part))
+    return draws
 
 
 def cluster_codes(clusters: Any, n: int, name: str = "clusters") -> np.ndarray:
