@@ -112,8 +112,10 @@ class ScoreBook:
         return self._with_averages(metrics.bootstrap_draws(self.id, self.ood, self.draws, 0, *clusters))
 
     def _with_averages(self, by_set: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        members = {f"average {group}": sets for group, sets in self.averages.items()}
-        return by_set | {name: np.mean([by_set[s] for s in sets], axis=0) for name, sets in members.items()}
+        found = dict(by_set)
+        for group, sets in self.averages.items():  # summed one by one: a stack of draws is large
+            found[f"average {group}"] = sum(by_set[name] for name in sets) / len(sets)
+        return found
 
     def estimate(self, name: str, a: Mapping[int, int], b: Mapping[int, int] | None = None) -> Estimate:
         """The five metrics on a set or "average <group>": means over seeds with intervals, each (5,).
