@@ -176,7 +176,7 @@ def bootstrap_draws(
     draw; each draw's thresholds are those of its own images. Draw b takes the same images for all M scorings,
     and the same ID images for all sets, so any difference or mean of the results is a paired or shared
     bootstrap, exact on ties. The draws of a set depend on ``seed``, its name and its clusters alone.
-    Raises UserError as ``ood_metrics`` and for clusters of another length.
+    Raises UserError as ``ood_metrics`` and for clusters of another length or of no such set.
     """
     if n < 1:
         raise UserError(f"n is {n}, but a bootstrap needs at least one draw; give a number such as 1000.")
@@ -184,7 +184,12 @@ def bootstrap_draws(
     outside = {name: _rows(scores, f"ood_scores[{name!r}]") for name, scores in _as_sets(ood_scores).items()}
     if wrong := [name for name, scores in outside.items() if len(scores) != len(inside)]:
         raise UserError(f"{wrong[0]!r} has not {len(inside)} scorings as the ID set; score every set alike.")
-    ood_clusters = ood_clusters if isinstance(ood_clusters, Mapping) else {"ood": ood_clusters}
+    if not isinstance(ood_clusters, Mapping):
+        ood_clusters = {} if ood_clusters is None else {"ood": ood_clusters}
+    if unknown := [name for name in ood_clusters if name not in outside]:
+        raise UserError(
+            f"ood_clusters name {unknown[0]!r}, but ood_scores {sorted(outside)}; name one of them."
+        )
     id_codes = cluster_codes(id_clusters, inside.shape[1], "id_clusters")
     sorted_id = [_Distinct(scores, id_codes) for scores in inside]
     step = max(1, _ELEMENTS // max(scores.shape[1] for scores in (inside, *outside.values())))

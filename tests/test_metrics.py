@@ -311,5 +311,7 @@ def test_unusable_calls_are_refused() -> None:
         paired_bootstrap([1.0], [0.0], [1.0, 2.0], [0.0])
     with pytest.raises(UserError, match=r"ood_clusters\['ood'\] has shape \(3,\) for 1 images"):
         bootstrap([1.0, 2.0], [0.0], id_clusters=[0, 0], ood_clusters=[0, 1, 2])
+    with pytest.raises(UserError, match="ood_clusters name 'a', but ood_scores"):
+        bootstrap([1.0], {"b": [0.0]}, ood_clusters={"a": [0]})
     with pytest.raises(UserError, match="score every set alike"):
         bootstrap_draws(np.ones((2, 3)), {"a": np.ones((3, 3))})
