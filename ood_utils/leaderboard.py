@@ -103,19 +103,16 @@ class ScoreBook:
         for name, ood in self.ood.items():
             rows = [metrics.ood_metrics(*both).values() for both in zip(self.id, ood, strict=True)]
             found[name] = pd.DataFrame(rows).to_numpy()
-        return self._with_averages(found)
+        means = {
+            group: np.mean([found[name] for name in sets], axis=0) for group, sets in self.averages.items()
+        }
+        return found | {f"average {group}": mean for group, mean in means.items()}
 
     @cached_property
     def resampled(self) -> dict[str, np.ndarray]:
-        """Set or "average <group>" -> (M, draws, 5): the bootstrap, the same images in every row."""
+        """Set -> (M, draws, 5): the bootstrap, of the same images in every row, of the same ID images in all."""
         clusters = self.id_clusters, self.ood_clusters
-        return self._with_averages(metrics.bootstrap_draws(self.id, self.ood, self.draws, 0, *clusters))
-
-    def _with_averages(self, by_set: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = dict(by_set)
-        for group, sets in self.averages.items():  # summed one by one: a stack of draws is large
-            found[f"average {group}"] = sum(by_set[name] for name in sets) / len(sets)
-        return found
+        return metrics.bootstrap_draws(self.id, self.ood, self.draws, 0, *clusters)
 
     def estimate(self, name: str, a: Mapping[int, int], b: Mapping[int, int] | None = None) -> Estimate:
         """The five metrics on a set or "average <group>": means over seeds with intervals, each (5,).
@@ -123,15 +120,18 @@ class ScoreBook:
         ``a``: seed -> row, as ``rows`` gives them; with ``b``: a minus b, seed by seed where both have the
         same seeds.
         """
-        points, draws = self.points[name], self.resampled[name]
+        sets = self.averages[name.removeprefix("average ")] if name not in self.ood else [name]
+        found = self.points, self.resampled
         if b and a.keys() == b.keys():
             first, second = _together(a, b)
-            parts = [(points[first] - points[second], draws[first] - draws[second])]
+            parts = [[np.stack([of[x][first] - of[x][second] for x in sets], axis=-2) for of in found]]
         else:
             rows = [(1, list(a.values())), (-1, list((b or {}).values()))]
-            parts = [(sign * points[of], sign * draws[of]) for sign, of in rows if of]
-        clusters = dict(zip(self.sets["set"], self.sets["clusters"], strict=True))
-        return metrics.over_images_and_seeds(parts, clusters[name])
+            parts = [
+                [np.stack([sign * of[x][r] for x in sets], axis=-2) for of in found] for sign, r in rows if r
+            ]
+        images = self._sizes
+        return metrics.over_images_and_seeds(parts, [min(images[""][1], images[x][1]) for x in sets])
 
     def table(self) -> pd.DataFrame:
         """The leaderboard: one row per method, seed, score and set.
