@@ -110,7 +110,7 @@ class ScoreBook:
 
     @cached_property
     def resampled(self) -> dict[str, np.ndarray]:
-        """Set -> (M, draws, 5): the bootstrap, of the same images in every row, of the same ID images in all."""
+        """Set -> (M, draws, 5): the bootstrap, the same images in every row, the same ID images in all."""
         clusters = self.id_clusters, self.ood_clusters
         return metrics.bootstrap_draws(self.id, self.ood, self.draws, 0, *clusters)
 
@@ -192,7 +192,8 @@ def summarise(book: ScoreBook) -> pd.DataFrame:
     """Mean over seeds: the columns of ``ScoreBook.table`` without ``seed``, plus ``seeds``, ``<metric>_std``.
 
     ``_low``/``_high`` cover other images and other seeds (one seed: images only). ``_std`` is the sample
-    standard deviation over seeds (NaN for one seed).
+    standard deviation over seeds (NaN for one seed). Where every draw sits on a bound (FPR95 = 0), the
+    interval is that point, which is no proof.
     """
     every = pd.DataFrame(list(dict.fromkeys((m, s) for m, _, s in book.keys)), columns=["method", "score"])
     rows = [book.rows(*key) for key in every.itertuples(index=False)]
