@@ -128,6 +128,8 @@ def weights_need(profile: Profile) -> Need:
     from .. import models
 
     what = f"weights of {profile.model}: {profile.pretrained}"
+    if profile.data == "embeddings":
+        return Need(None, f"no weights: {profile.model} starts from the embeddings themselves")
     try:
         models.model_config(profile.model)
         path, tag = models.source(profile.model, profile.pretrained)
