@@ -207,8 +207,10 @@ class VectorStudy:
         parts = ["noun"] * len(words)
         if self.file.parts:
             parts = self.column(self.file.parts, len(texts), self.file.word_texts)
-        first = np.sort(np.unique(words, return_index=True)[1])
-        return [(str(words[i]), str(parts[i])) for i in first], texts[first]
+        row: dict[tuple[str, str], int] = {}
+        for i, (word, part) in enumerate(zip(words, parts, strict=True)):
+            row.setdefault((str(word), str(part)), i)
+        return list(row), texts[list(row.values())]
 
     @cached_property
     def class_text(self) -> np.ndarray:
