@@ -178,7 +178,7 @@ class Profile(TrainingValues):
     def _given(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Given embeddings are their own starting weights."""
         if values.get("data") == "embeddings":
-            own = {"model": "residual-256", "pretrained": values.get("data_root") or "none"}
+            own = {"model": "residual-64", "pretrained": values.get("data_root") or "none"}
             return own | values
         return values
 

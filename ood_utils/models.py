@@ -160,7 +160,7 @@ def load(
     ``pretrained``: "builtin" (GlyphCLIP's own weights), "random", a path to safetensors or a state dict, or
     an open_clip tag. QuickGELU weights (all of OpenAI's) are refused under a name without it (open_clip only
     warns, and the features are then wrong: mlfoundations/open_clip#771). Raises UserError with the nearest
-    names. "residual-256" is a model on given embeddings: ``pretrained`` is their study or a checkpoint.
+    names. "residual-64" is a model on given embeddings: ``pretrained`` is their study or a checkpoint.
     """
     if name.startswith(residual.PREFIX):
         return _residual(name, Path(pretrained), device)

@@ -69,9 +69,9 @@ class RowTokenizer:
 
 
 def hidden_width(name: str) -> int:
-    """The width in a model's name, "residual-256". UserError where there is none."""
+    """The width in a model's name, "residual-64". UserError where there is none."""
     if not name.removeprefix(PREFIX).isdigit() or not int(name.removeprefix(PREFIX)):
-        raise UserError(f"model {name!r} has no hidden width; name it such as residual-256")
+        raise UserError(f"model {name!r} has no hidden width; name it such as residual-64")
     return int(name.removeprefix(PREFIX))
 
 
