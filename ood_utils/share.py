@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # of a profile: where images come from and how they are read
 OF_IMAGES = (
     "title data data_root ood_roots ood_groups id_classes id_views ood_images train_images pretrained "
-    "ensemble crop_scale corpus corpus_words conjugated embed_batch max_unreadable processes parallel workers compile "
-    "device minutes timeout_minutes"
+    "ensemble crop_scale corpus corpus_words conjugated embed_batch max_unreadable processes parallel "
+    "workers compile device minutes timeout_minutes"
 ).split()
 
 

@@ -374,7 +374,7 @@ def read(path: Path, name: str = "") -> np.ndarray:
         raise
     except Exception as fault:  # zip, safetensors, arrow and numpy have errors of their own
         reason = str(fault).splitlines()[0][:120] if str(fault) else type(fault).__name__
-        if "allow_pickle" in reason or "Object arrays" in reason:
+        if "allow_pickle" in reason or "Object arrays" in reason or "Python objects" in reason:
             reason = "it holds Python objects, a pickle, which could run code; save plain numbers and texts"
         raise UserError(f"{path} cannot be read: {reason}") from None
     raise UserError(f"{path} is none of {', '.join(KINDS)}; save it as one of them")
