@@ -190,7 +190,8 @@ def _residual(name: str, path: Path, device: str) -> tuple[nn.Module, Callable, 
         _load_weights(model, path, name)
     else:
         model = residual.start(name, path)
-    return model.to(device).eval(), residual.no_image, residual.RowTokenizer(model)
+    tokenizer = residual.RowTokenizer(model)
+    return model.to(device).eval(), residual.no_image, tokenizer
 
 
 def source(name: str, pretrained: str) -> tuple[Path | None, str | None]:

@@ -6,7 +6,7 @@ the order of their numbers (``img_emb`` = img_emb_0.npy, img_emb_1.npy, ...). Pa
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -280,6 +280,13 @@ class VectorStudy:
         if not [one for one in found.values() if one.group != "validation"]:
             raise UserError(f"{self.path}: ood names no test set; give at least one (near, far or unseen)")
         return found
+
+    def unused(self, sets: Iterable[Rows]) -> int:
+        """How many rows of the table that all sets share are in none; 0 where some have their own."""
+        given = [self.file.id, *(getattr(self.file, name) for name in ID_SETS), *self.file.ood.values()]
+        if not self.file.images or any(isinstance(one, SetFile) and one.images for one in given):
+            return 0
+        return len(self.array(self.file.images)) - sum(len(rows.labels) for rows in sets)
 
     def _set(self, name: str, given: SetFile) -> Rows:
         """The rows of one set; those of an ID set with their class numbers."""

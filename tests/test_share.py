@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mini_imagenet
 import numpy as np
 import pandas as pd
 import pytest
@@ -207,3 +208,25 @@ def test_logit_structure_in_closed_form() -> None:
     found = real_clip.logit_structure(images, np.array([[0.0, 1, 0]]), moved)
     assert found["within_sd"] == pytest.approx(1) and found["offset_ratio"] == pytest.approx(2)
     assert found["correlation"] == pytest.approx(1)
+
+
+def test_the_paper_lane_is_written_with_its_ensemble_and_adjectives(tmp_path: Path) -> None:
+    mini_imagenet.build(tmp_path / "data", 3, 8, 3)
+    (tmp_path / "data/MOS/SUN/SUN/1.jpg").write_bytes(b"\xff\xd8 cut")
+    changes = {
+        "data_root": str(tmp_path / "data"), "corpus": str(mini_imagenet.wordnet(tmp_path / "dict")),
+        "id_classes": 3, "model": "GlyphCLIP", "pretrained": "builtin", "device": "cpu", "precision": "fp32",
+        "workers": 0, "keep_counts": {"adj": 6, "noun": 5}, "max_unreadable": 0.5, "ensemble": True,
+    }  # fmt: skip
+    paper = config.load_profile("imagenet", changes)
+    share.write(paper, tmp_path / "paper", tmp_path / "cache", "imagenet")
+    given = config.load_profile(tmp_path / "paper/paper.yaml")
+    assert given.keep_counts == {"adj": 6, "noun": 5} and given.model.startswith("residual-")
+    images = embeddings.embed(data.load(paper), paper, tmp_path / "cache")
+    rows = embeddings.embed(data.load(given), given, tmp_path / "cache")
+    assert len(rows["SUN"]) == 2 and rows["SUN"].ids == images["SUN"].ids
+    assert np.abs(rows.class_text - images.class_text).max() < 10 * HALF
+    assert rows.corpus == images.corpus and {part for _, part in rows.corpus} == {"adj", "noun"}
+    assert np.abs(rows.corpus_text - images.corpus_text).max() < 10 * HALF
+    assert embeddings.mine(rows, given).words == embeddings.mine(images, paper).words
+    assert set(rows.of_split("validation")) == {"val_openimage_o"}

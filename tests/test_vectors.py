@@ -404,3 +404,32 @@ def test_an_embedding_is_shown_as_a_tile(tmp_path: Path) -> None:
     assert tile.shape == (4, 4, 3) and tile.min() == 0 and tile.max() == 1
     assert (tile[..., 0] == tile[..., 2]).all()
     assert np.corrcoef(tile[..., 0].ravel()[:D], row)[0, 1] > 0.999
+
+
+def test_a_run_is_done_again_when_a_file_of_the_study_changes(tmp_path: Path) -> None:
+    from ood_utils.series.state import Inputs
+
+    (tmp_path / "there").mkdir()
+    plain(tmp_path / "there")
+    (tmp_path / "here").mkdir()
+    values = yaml.safe_load((tmp_path / "there/study.yaml").read_text())
+    values["ood"]["far away"]["images"] = "../there/far.npy"
+    (tmp_path / "there/study.yaml").write_text(yaml.safe_dump(values))
+    given = profile(tmp_path / "there" / "study.yaml")
+    before = Inputs(given, []).outside
+    assert Inputs(given, []).outside == before
+    np.save(tmp_path / "there/far.npy", cloud(9, 1))
+    assert Inputs(given, []).outside != before
+
+
+def test_check_reckons_the_disk_and_counts_what_no_set_takes(tmp_path: Path) -> None:
+    from ood_utils.series import check
+
+    parts = check.room(profile(plain(tmp_path)))
+    assert all(0 <= size < 0.2 for size in parts.values())
+    labels = np.array(["a", "b", "car", "boat"] * 10)
+    np.savez(tmp_path / "all.npz", images=cloud(40, 4), labels=labels)
+    plain(tmp_path, images="all.npz:images", labels="all.npz:labels", id=None, synonyms={},
+          classes={"a": "ant", "b": "bee"}, ood={"car": "near"}, class_texts="two.npy")  # fmt: skip
+    np.save(tmp_path / "two.npy", cloud(2, 7))
+    assert any("10 rows of all.npz:images are in no set" in n.what for n in data.needs(profile(tmp_path)))

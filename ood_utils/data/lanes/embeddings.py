@@ -34,9 +34,20 @@ def needs(profile: Profile) -> Iterator[Need]:
         return
     sizes = ", ".join(f"{name} {len(rows.labels):,} ({rows.group})" for name, rows in found.items())
     yield Need(True, f"{len(given.classes)} classes, {words:,} words, {count:,} texts; {sizes}")
+    if unused := given.unused(found.values()):
+        yield Need(None, f"{unused:,} rows of {given.file.images} are in no set")
     if not given.file.train:
         shares = "/".join(f"{100 * share:g}" for share in given.file.split)
         yield Need(None, f"one ID set: split {shares} % by class and data_seed into {', '.join(ID_SETS)}")
+
+
+def reads(profile: Profile) -> list[str]:
+    """The files and folders that study.yaml names; none where there is no study."""
+    try:
+        given = VectorStudy(profile.data_root)
+    except UserError:
+        return []
+    return [str(given.place(reference)[0].resolve()) for reference in given.references()]
 
 
 def count(profile: Profile) -> int:
