@@ -108,7 +108,7 @@ def picture(image_set: ImageSet, index: int) -> np.ndarray:
     pixels = image_set.dataset[index][0].numpy()
     if pixels.ndim == 1:
         side = math.ceil(math.sqrt(len(pixels)))
-        tile = np.pad(pixels, (0, side * side - len(pixels)), constant_values=pixels.min())
+        tile = np.pad(pixels, (0, side * side - len(pixels)), constant_values=pixels.max())
         pixels = np.tile(tile.reshape(1, side, side), (3, 1, 1))
     pixels = pixels.transpose(1, 2, 0)
     low, high = pixels.min(), pixels.max()

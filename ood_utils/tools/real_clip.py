@@ -101,38 +101,44 @@ def gap_measures(images: np.ndarray, labels: np.ndarray, class_text: np.ndarray)
 
 def tables(given: Path) -> dict[str, pd.DataFrame]:
     """The tables of docs/REAL_CLIP.md by caption."""
-    pairs = np.load(given / PAIRS, allow_pickle=False)
-    numbers = np.arange(len(pairs[0]))
-    boards, structures = [], {}
     with tempfile.TemporaryDirectory() as folder:
-        for keep in (0.15, 1.0):
-            found, board = photos(Path(folder), given, keep)
-            board = board.assign(score=board.score + f", {len(found.negatives):,} negatives")
-            plain = board.score.str.startswith("NegLabel") | (keep == 1.0)
-            boards.append(board[plain])
-            test = found["id_test"].rows
-            name = f"photographs, {len(found.negatives):,} negatives"
-            structures[name] = logit_structure(test, found.class_text, found.negative_text)
-    board = pd.concat(boards)
-    without = ~board.score.str.startswith("NegLabel")
-    board["score"] = board.score.where(~without, board.score.str.split(",").str[0])
-    half = len(numbers) // 2
-    structures["COCO pairs, 250 captions against 250"] = logit_structure(
-        pairs[0][:half], pairs[1][:half], pairs[1][half:]
-    )
+        (found, board), (few, few_board) = (photos(Path(folder), given, keep) for keep in (1.0, 0.15))
+    shares = {f"NegLabel, {len(e.negatives):,} negatives": b for e, b in ((few, few_board), (found, board))}
+    neglabel = [b[b.score == "NegLabel"].assign(score=name) for name, b in shares.items()]
+    scores = pd.concat([board[board.score != "NegLabel"], *neglabel])
+    pairs = np.load(given / PAIRS, allow_pickle=False)
+    test, numbers = found["id_test"], np.arange(len(pairs[0]))
     gaps = {
-        f"photographs ({len(found['id_test'])} images, 3 texts)": gap_measures(
-            found["id_test"].rows, found["id_test"].labels, found.class_text
-        ),
-        f"COCO pairs ({len(numbers)} images and captions)": gap_measures(pairs[0], numbers, pairs[1]),
+        "photographs, 3 texts": gap_measures(test.rows, test.labels, found.class_text),
+        "COCO images and captions": gap_measures(pairs[0], numbers, pairs[1]),
     }
+    caption = "Zero-shot OoD detection: AUROC, then FPR95 (ID positive), percent, with 95 % intervals"
     return {
         "The gap": pd.DataFrame(gaps),
-        "Zero-shot OoD detection, AUROC and FPR95 (ID positive) in percent with 95 % intervals": _cells(
-            board
-        ),
-        "The structure of the logits over ID images (100 times the cosine)": pd.DataFrame(structures),
+        caption: _cells(scores),
+        "The logits of ID images (100 times the cosine)": pd.DataFrame(_structures(found, few, pairs)),
     }
+
+
+def _structures(
+    found: StudyEmbeddings, few: StudyEmbeddings, pairs: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """``logit_structure`` of both lists, of a fourth class (cars), and of half the pairs against the rest."""
+    test = found["id_test"].rows
+    rows = {
+        f"photographs, {len(e.negatives):,} negatives": logit_structure(test, e.class_text, e.negative_text)
+        for e in (few, found)
+    }
+    words = [word for word, _ in found.corpus]
+    car = found.corpus_text[[words.index("car_(automobile)")]]
+    others = [i for i in found.negatives.indices if words[i] not in ("car_(automobile)", "Car")]
+    four = np.concatenate([test, found["carsgraz"].rows]), np.concatenate([found.class_text, car])
+    rows["the same, cars a fourth class"] = logit_structure(*four, found.corpus_text[others])
+    half = len(pairs[0]) // 2
+    rows["COCO, half of the captions against the rest"] = logit_structure(
+        pairs[0][:half], pairs[1][:half], pairs[1][half:]
+    )
+    return rows
 
 
 def _cells(board: pd.DataFrame) -> pd.DataFrame:
