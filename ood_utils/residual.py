@@ -45,8 +45,9 @@ class Residual(nn.Module):
         self.register_buffer("texts", texts)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """(n, d) unit rows as given -> (n, d), at the start the same."""
-        return images + self.visual(images)
+        """(n, d) embeddings of any length -> (n, d), at the start their unit rows."""
+        rows = F.normalize(images, dim=-1)
+        return rows + self.visual(rows)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(n, 1) rows of the table -> (n, d), at the start the table's unit rows."""

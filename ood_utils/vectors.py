@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field
 
 from .config import Share, Template, Text, Values, parse_yaml
-from .errors import UserError
+from .errors import UserError, nearest
 from .negatives import prompts
 
 KINDS = (".npy", ".npz", ".safetensors", ".parquet", ".txt")
@@ -190,6 +190,9 @@ class VectorStudy:
         found = found or dict(zip(names, names, strict=True))
         if len(set(found.values())) < max(2, len(names)):
             raise UserError(f"{self.path}: classes must be at least 2 different names, but are {names[:5]}")
+        if lost := sorted(self.file.synonyms.keys() - set(found.values())):
+            known = nearest(lost[0], found.values())
+            raise UserError(f"{self.path}: synonyms name {lost[0]!r}, which is no class{known}")
         return found
 
     @property
@@ -276,6 +279,8 @@ class VectorStudy:
         for name, one in self.file.ood.items():
             if isinstance(one, str):
                 one = SetFile(group=one, where={"labels": name})
+            if one.group == "id":
+                raise UserError(f"{self.path}: OoD set {name!r} has the group id; give near, far or unseen")
             found[name] = self._set(name, one)
         if not [one for one in found.values() if one.group != "validation"]:
             raise UserError(f"{self.path}: ood names no test set; give at least one (near, far or unseen)")
