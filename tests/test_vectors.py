@@ -222,6 +222,7 @@ def _missing(folder: Path) -> None:
 
 
 ID = {"images": "id.npz:images", "labels": "id.npz:labels"}
+TWO_WORDS = {"classes": ["word 1", "word 2"], "class_texts": None, "synonyms": {}}
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ ID = {"images": "id.npz:images", "labels": "id.npz:labels"}
         ({"classes": ["ant", "bee"], "class_texts": None}, None, ["lack the class name 'ant'"]),
         ({"classes": ["ant", "bee"]}, None, ["classes.npy has 3 rows for 2 classes"]),
         ({"classes": ["ant", "ant", "bee"]}, None, ["classes must be at least 2 different names"]),
-        ({"classes": ["word 1", "word 2"], "class_texts": None}, None, ["has 2 in row 2", "give 0 to 1"]),
+        (TWO_WORDS, None, ["has 2 in row 2", "give 0 to 1"]),
         ({"words": "words.parquet:wort"}, None, ["words.parquet has no 'wort'"]),
         ({"words": None}, None, ["lacks words and word_texts"]),
         ({"word_texts": "far.npy"}, None, ["words.parquet:word has shape (20,), but far.npy has 7 rows"]),
