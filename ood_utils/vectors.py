@@ -255,9 +255,7 @@ class VectorStudy:
         whole = self._set("id", self.file.id or SetFile())
         train, val, test = self.file.split
         if abs(train + val + test - 1) > 1e-6 or 0 in self.file.split:
-            raise UserError(
-                f"{self.path}: split = {self.file.split} must be three shares above 0 that add to 1"
-            )
+            raise UserError(f"{self.path}: split = {self.file.split}; give three shares above 0 of sum 1")
         from sklearn.model_selection import train_test_split
 
         try:
@@ -295,34 +293,43 @@ class VectorStudy:
 
     def _set(self, name: str, given: SetFile) -> Rows:
         """The rows of one set; those of an ID set with their class numbers."""
-        file, is_id = self.file, name in ("id", *ID_SETS)
-        own = {k: getattr(given, k) or getattr(file, k) for k in ("images", "labels", "ids", "clusters")}
-        if given.images and given.images != file.images:  # columns beside other images are others' columns
-            own |= {k: getattr(given, k) for k in ("labels", "ids", "clusters")}
-        if not own["images"]:
-            raise UserError(f"{self.path}: set {name!r} has no images; name the file of its embeddings")
-        images = self.table(own["images"])
-        if images.shape[1] != (width := self.class_text.shape[1]):
-            fault = f"{own['images']} is {images.shape[1]} wide but the texts are {width}"
-            raise UserError(f"{self.path}: {fault}; embed images and texts with one model")
-        beside = own.pop("images")
-        columns = {k: name and self.column(name, len(images), beside) for k, name in own.items()}
-        ids = columns["ids"]
-        if columns["labels"] is None and own["ids"] == "metadata:image_path":
-            columns["labels"] = np.array([Path(str(path)).parent.name for path in ids])
-        if is_id and columns["labels"] is None:
-            raise UserError(f"{self.path}: ID set {name!r} has no labels; name the file or column of them")
+        is_id, shared = name in ("id", *ID_SETS), not given.images
+        images, beside, columns = self._columns(name, given)
         kept = self._chosen(name, given, columns, len(images), beside)
         labels = np.full(len(images), -1)
         if is_id:
-            labels = self._numbers(own["labels"], columns["labels"], kept, shared=not given.images)
+            labels = self._numbers(given.labels or self.file.labels, columns["labels"], kept, shared)
             kept &= labels >= 0
+        elif shared and columns["labels"] is not None:
+            if len(both := np.flatnonzero(kept & (self._numbers(None, columns["labels"], kept, True) >= 0))):
+                fault = f"OoD set {name!r} has row {both[0]} of {beside}, which is of an ID class"
+                raise UserError(f"{self.path}: {fault}; choose its rows by where")
         if not kept.any():
             raise UserError(f"{self.path}: set {name!r} has no row of {beside}; correct its labels or where")
+        ids, clusters = columns["ids"], columns["clusters"]
         named = [f"{name} {i}" for i in range(len(images))] if ids is None else [str(i) for i in ids]
-        clusters = None if columns["clusters"] is None else columns["clusters"].astype(np.int64)
+        clusters = None if clusters is None else clusters.astype(np.int64)
         whole = Rows("id" if is_id else given.group, images, labels.astype(np.int64), named, clusters)
         return whole if kept.all() else whole.take(np.flatnonzero(kept))
+
+    def _columns(self, name: str, given: SetFile) -> tuple[np.ndarray, Several, dict]:
+        """(embeddings, their reference, labels, ids and clusters beside them) of a set"""
+        beside, kinds = given.images or self.file.images, ("labels", "ids", "clusters")
+        if not beside:
+            raise UserError(f"{self.path}: set {name!r} has no images; name the file of its embeddings")
+        images = self.table(beside)
+        if images.shape[1] != (width := self.class_text.shape[1]):
+            fault = f"{beside} is {images.shape[1]} wide but the texts are {width}"
+            raise UserError(f"{self.path}: {fault}; embed images and texts with one model")
+        named = {kind: getattr(given, kind) for kind in kinds}
+        if not given.images:  # the columns of the study stand beside its own table alone
+            named = {kind: one or getattr(self.file, kind) for kind, one in named.items()}
+        columns = {kind: one and self.column(one, len(images), beside) for kind, one in named.items()}
+        if columns["labels"] is None and named["ids"] == "metadata:image_path":
+            columns["labels"] = np.array([Path(str(path)).parent.name for path in columns["ids"]])
+        if columns["labels"] is None and name in ("id", *ID_SETS):
+            raise UserError(f"{self.path}: ID set {name!r} has no labels; name the file or column of them")
+        return images, beside, columns
 
     def _chosen(self, name: str, given: SetFile, columns: dict, rows: int, beside: Several) -> np.ndarray:
         """(rows,) bool: what ``where`` takes."""

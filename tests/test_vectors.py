@@ -124,6 +124,16 @@ def test_sets_of_one_table_are_chosen_by_their_labels(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.class_text, unit(cloud(20, 3)[4:6]), atol=1e-6)
 
 
+def test_an_ood_set_of_a_shared_table_holds_no_id_row(tmp_path: Path) -> None:
+    top = {"images": "id.npz:images", "labels": "id.npz:labels", "id": None, "classes": ["ant", "bee"]}
+    plain(tmp_path, **top, class_texts="two.npy", ood={"all": {"group": "far"}})
+    np.save(tmp_path / "two.npy", cloud(2, 7))
+    with pytest.raises(UserError, match="OoD set 'all' has row 0 of id.npz:images, which is of an ID class"):
+        data.load(profile(tmp_path))
+    plain(tmp_path, **top, class_texts="two.npy", ood={"cow": {"group": "far", "where": {"labels": 2}}})
+    assert [int(i.split()[1]) % 3 for i in data.load(profile(tmp_path)).ood["cow"].ids] == [2] * 10
+
+
 def test_fewer_classes_keep_their_own_rows(tmp_path: Path) -> None:
     study = data.load(profile(plain(tmp_path)), classes=2)
     assert len(study.class_names) == 2 and set(study.train.labels) == {0, 1}
