@@ -313,7 +313,7 @@ class VectorStudy:
         return whole if kept.all() else whole.take(np.flatnonzero(kept))
 
     def _columns(self, name: str, given: SetFile) -> tuple[np.ndarray, Several, dict]:
-        """(embeddings, their reference, labels, ids and clusters beside them) of a set"""
+        """(embeddings, their reference, labels, ids and clusters beside them) of a set."""
         beside, kinds = given.images or self.file.images, ("labels", "ids", "clusters")
         if not beside:
             raise UserError(f"{self.path}: set {name!r} has no images; name the file of its embeddings")
