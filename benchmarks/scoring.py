@@ -100,6 +100,10 @@ def measure_metrics(scale: float = 1.0) -> list[Row]:
         ours = seconds(lambda: metrics.bootstrap(inside, outside, n=DRAWS), repeat=1)
     few = 10
     loop = seconds(lambda: [plain_draw(inside, outside, rng) for _ in range(few)], repeat=1) * DRAWS / few
+    many = [rng.normal(size=(8, len(scores))) + scores for scores in (inside, outside)]
+    codes = [np.arange(len(scores)) % 1000 for scores in (inside, outside)]
+    with Peak() as wide:
+        clustered = seconds(lambda: metrics.bootstrap_draws(*many, DRAWS, 0, *codes), repeat=1)
     paired = seconds(
         lambda: metrics.paired_bootstrap(inside, outside, inside + 1, outside, n=DRAWS), repeat=1
     )
@@ -112,4 +116,6 @@ def measure_metrics(scale: float = 1.0) -> list[Row]:
         row("a scikit-learn loop, extrapolated from 10 draws (share: of our time)", loop, "s", loop / ours),
         row("paired bootstrap of two methods, same size", paired, "s"),
         row("bootstrap, peak memory", peak.gb, "GB", None, "value <= 1"),
+        row("8 scorings, 1,000 clusters each side, same size", clustered, "s", None, "value <= 10"),
+        row("8 scorings, peak memory", wide.gb, "GB", None, "value <= 0.3"),
     ]

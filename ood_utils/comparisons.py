@@ -4,8 +4,8 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,8 @@ from .data import Study
 from .embeddings import StudyEmbeddings
 from .negatives import NegativeList
 
+PAPER_CLOSURE = 0.725 / 2.124  # Uni-CMM of CMA over FLYP's in the paper's Table 4
+FAMILY = "P - beta N"
 ByMethod = Mapping[tuple[str, int], StudyEmbeddings]  # (method, seed) -> embeddings
 
 
@@ -67,36 +69,82 @@ def validation_auroc(embedded: StudyEmbeddings, profile: Profile) -> float:
 
 
 def on_validation(embedded: StudyEmbeddings, profile: Profile) -> dict[str, float]:
-    """What ``lam`` is chosen by: centroid_gap, accuracy (fraction) and auroc, all on the validation split."""
+    """What is chosen by, on the validation split: centroid_gap, uni_matched, accuracy (fraction), auroc."""
     images, labels = embedded["id_val"].rows, embedded["id_val"].labels
+    matched = embedded.class_text[labels]
     return {
-        "centroid_gap": geometry.centroid_gap(images, embedded.class_text[labels]),
+        "centroid_gap": geometry.centroid_gap(images, matched),
+        "uni_matched": geometry.matched_uniformity(images, matched),
         "accuracy": float(((images @ embedded.class_text.T).argmax(1) == labels).mean()),
         "auroc": validation_auroc(embedded, profile),
     }
 
 
-class Choice(NamedTuple):
-    """``lam`` taken and why; ``closed``: the sweep's row with the smallest gap that costs no accuracy."""
+def closing_lam(sweep: pd.DataFrame) -> float:
+    """The smallest lam that closes the gap as far as the paper's CMA does, else the one that closes it most.
 
-    lam: float
-    why: str
-    closed: pd.Series
-
-
-def choose_lam(sweep: pd.DataFrame, fallback: float, tolerance: float = 0.01) -> Choice:
-    """Of lam > 0 with an accuracy at most ``tolerance`` below FLYP's, the one of highest validation AUROC.
-
-    ``sweep`` has columns lam (0 = FLYP), centroid_gap, accuracy, auroc, measured on the validation split
-    only. Where no lam passes, or there is no AUROC, ``fallback`` is taken.
+    ``sweep``: columns lam (the smallest is FLYP, 0) and uni_matched on the validation ID images, averaged
+    over seeds; no OoD image is looked at. The paper: Uni-CMM of CMA over FLYP's, ``PAPER_CLOSURE`` (Table 4).
     """
-    flyp = sweep.loc[sweep.lam.idxmin()]
-    allowed = sweep[(sweep.lam > 0) & (sweep.accuracy >= flyp.accuracy - tolerance)]
-    closed = (allowed if len(allowed) else sweep).sort_values("centroid_gap").iloc[0]
-    if len(allowed) and allowed.auroc.notna().all():
-        why = f"highest validation AUROC within {100 * tolerance:g} point of FLYP's accuracy"
-        return Choice(float(allowed.lam[allowed.auroc.idxmax()]), why, closed)
-    return Choice(fallback, "the profile's value: no lam of the sweep passed the rule", closed)
+    by_lam = sweep.groupby("lam").uni_matched.mean()
+    ratio = by_lam.iloc[1:] / by_lam.iloc[0] if len(by_lam) > 1 else by_lam / by_lam
+    enough = ratio[ratio <= PAPER_CLOSURE]
+    return float(enough.index.min() if len(enough) else ratio.idxmin())
+
+
+def best_on_validation(sweep: pd.DataFrame, column: str, tolerance: float = 0.01) -> float:
+    """The value of ``column`` of the highest mean validation AUROC among those that cost little accuracy.
+
+    ``sweep`` has that column, accuracy and auroc on the validation split; accuracy may lie ``tolerance``
+    below the best. Where there is no AUROC, the value of best accuracy.
+    """
+    means = sweep.groupby(column)[["accuracy", "auroc"]].mean()
+    allowed = means[means.accuracy >= means.accuracy.max() - tolerance]
+    return float((allowed.auroc if allowed.auroc.notna().all() else allowed.accuracy).idxmax())
+
+
+def score_sweep(models: ByMethod, profile: Profile) -> pd.DataFrame:
+    """Validation AUROC of every score, and of "P - beta N" for every beta of the profile.
+
+    Columns method, seed, score (which names the beta too), beta, auroc: the mean over the validation OoD
+    sets. Empty without such sets.
+    """
+    if not next(iter(models.values())).of_split("validation"):
+        return pd.DataFrame(columns=["method", "seed", "score", "beta", "auroc"])
+    whole = group_means(leaderboard.image_scores(models, profile, "validation"))
+    parts = [whole[whole.score != FAMILY].assign(beta=float("nan"))]
+    for beta in profile.beta_sweep:
+        changed = profile.model_copy(update={"beta": beta})
+        book = leaderboard.image_scores(models, changed, "validation", [FAMILY])
+        parts.append(group_means(book).assign(beta=beta, score=f"P - {beta:g} N"))
+    found = pd.concat(parts, ignore_index=True).rename(columns={"all": "auroc"})
+    return found[["method", "seed", "score", "beta", "auroc"]]
+
+
+def best_score(tried: pd.DataFrame, profile: Profile) -> tuple[str, float]:
+    """(score, beta) of the highest mean validation AUROC over the models of a ``score_sweep``.
+
+    NegLabel and the profile's beta where there is nothing to choose by; the family only where it beats all
+    others by more than rounding.
+    """
+    means = tried.groupby("score").auroc.mean().round(4)
+    family = tried.dropna(subset="beta").groupby("beta").auroc.mean().round(4)
+    if not len(means):
+        return "NegLabel", profile.beta
+    others = means[~means.index.str.startswith("P - ")]
+    return (FAMILY if family.max() > others.max() else others.idxmax()), float(family.idxmax())
+
+
+def answer_table(summary: pd.DataFrame, score_names: Sequence[str]) -> pd.DataFrame:
+    """The report's first table: FPR95 (ID positive, %) with intervals by group and score, a column a method.
+
+    ``summary``: as ``leaderboard.summarise`` gives it.
+    """
+    rows = summary[summary.average & summary.score.isin(score_names)]
+    percent = 100 * rows[["fpr95_id", "fpr95_id_low", "fpr95_id_high"]]
+    cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*row) for row in percent.to_numpy()]
+    wide = rows.assign(cell=cells).pivot_table("cell", ["group", "score"], "method", "first", sort=False)
+    return wide.reset_index()
 
 
 def keep_sweep(embedded: StudyEmbeddings, profile: Profile) -> pd.DataFrame:
@@ -115,47 +163,105 @@ def smallest_share(frame: pd.DataFrame, tolerance: float = 0.005) -> float:
     return float(frame[frame.auroc >= frame.auroc.max() - tolerance].keep.min())
 
 
-def order_claims(differences: pd.DataFrame, groups: Iterable[str]) -> tuple[list[str], dict[str, bool]]:
-    """Does the order CMA, FLYP, zero-shot hold in FPR95 with NegLabel? (Markdown lines, group -> holds).
+def order_claims(
+    differences: pd.DataFrame, groups: Iterable[str], score: str = "NegLabel"
+) -> tuple[list[str], dict[str, str]]:
+    """Does the order CMA, FLYP, zero-shot hold in FPR95 with a score? (Markdown lines, group -> answer).
 
-    It holds where the intervals of both differences lie on the better side of 0.
+    "holds" where both differences are better, "does not hold" where one is worse, else "not settled".
     """
-    lines, holds = [], {}
+    lines, answers = [], {}
     for group in groups:
         steps = ("CMA", "FLYP"), ("FLYP", "zero-shot")
-        found = [leaderboard.verdict(differences, *pair, group=group) for pair in steps]
-        holds[group] = all(claim["verdict"] == "better" for claim in found)
+        found = [leaderboard.verdict(differences, *pair, score=score, group=group) for pair in steps]
+        words = {claim["verdict"] for claim in found}
+        answers[group] = (
+            "holds" if words == {"better"} else "does not hold" if "worse" in words else "not settled"
+        )
         said = " ".join(claim["sentence"] for claim in found)
-        lines.append(f"- **{group}**: the order {'holds' if holds[group] else 'does not hold'}. {said}")
-    return lines, holds
+        answer = answers[group].replace("not settled", "is not settled")
+        lines.append(f"- **{group}, {score}**: the order {answer}. {said}")
+    return lines, answers
 
 
-def negative_lists(models: ByMethod, profile: Profile) -> pd.DataFrame:
-    """NegLabel by what is in the list: columns list, method, seed, words, auroc, fpr95_id (means over sets).
+def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
+    """NegLabel by what is in the list: a book whose "methods" are the lists and whose "scores" the models.
 
-    "clean" is the models' own list; "not cleaned" is mined with ID names and repetitions in the corpus.
+    So ``leaderboard.differences`` compares two lists. "clean" is the models' own list; one that equals it is
+    left out. "OoD names out" looks at the test images' names, as a user cannot.
     """
     first = next(iter(models.values()))
     position = {word: i for i, (word, _) in enumerate(first.corpus)}
-    names = [*first.class_names, *(name for group in first.synonyms for name in group)]
-    clean = list(first.negatives.indices)
+    clean, named = list(first.negatives.indices), [position[n] for n in first.class_names if n in position]
+    shown = {one.split(" · ")[0] for images in first.of_split().values() for one in images.ids}
+
+    def mined(embedded: StudyEmbeddings = first, **changes: object) -> list[int]:
+        return embeddings.mine(embedded, profile.model_copy(update=changes)).indices
+
     lists = {
         "clean": clean,
-        "not cleaned": embeddings.mine(first, profile, cleaned=False).indices,
-        "every 20th ID name added": clean + [position[n] for n in first.class_names[::20] if n in position],
-        "all ID names added": clean + [position[n] for n in names if n in position],
-        "every second word doubled": clean + clean[::2],
-        "clean, 100 groups": clean,
+        "15 % kept": mined(keep=0.15, keep_counts={}),
+        "all kept": mined(keep=1.0, keep_counts={}),
+        "synonyms and twins left in": mined(replace(first, synonyms=[[] for _ in first.class_names])),
+        "not cleaned": mined(cleaned=False),
+        "every 20th ID name added": clean + named[::20],
+        "all ID names added": clean + named,
+        "OoD names out (looks at the test)": [i for i in clean if first.corpus[i][0] not in shown],
     }
-    rows = []
-    for name, indices in lists.items():
-        groups = min(100, len(indices) // 2) if "groups" in name else profile.groups
-        settings = profile.model_copy(update={"groups": groups})
-        listed = {key: embedded.with_negatives(indices) for key, embedded in models.items()}
-        book = leaderboard.image_scores(listed, settings, names=["NegLabel"])
-        means = {metric: group_means(book, metric)["all"] for metric in ("auroc", "fpr95_id")}
-        rows.append(group_means(book).assign(list=name, words=len(indices), **means))
-    return pd.concat(rows, ignore_index=True)[["list", "method", "seed", "words", "auroc", "fpr95_id"]]
+    lists = {
+        name: list_ for name, list_ in lists.items() if name == "clean" or sorted(list_) != sorted(clean)
+    }
+    counts = np.stack([np.bincount(of, minlength=len(first.corpus)) for of in lists.values()], axis=1)
+    book = leaderboard.image_scores(models, profile, names=["Energy"])  # P, in units of a cosine
+    sets = {name: first[name] for name in ("id_test", *book.ood)}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in sets}
+    for row, embedded in enumerate(models.values()):
+        for name in sets:
+            logits = embedded[name].rows.astype(np.float64) @ embedded.corpus_text.T / profile.temperature
+            top = logits.max(axis=1, keepdims=True)
+            negative = top + np.log(np.exp(logits - top) @ counts)  # N of every list (n, lists)
+            energy = (book.id if name == "id_test" else book.ood[name])[row]
+            found[name] += list((energy[:, None] / profile.temperature - negative).T)
+    keys = [(name, seed, method) for method, seed in models for name in lists]
+    stacked = {name: np.stack(rows) for name, rows in found.items()}
+    return replace(book, keys=keys, id=stacked.pop("id_test"), ood=stacked)
+
+
+def swapped(images_of: StudyEmbeddings, texts_of: StudyEmbeddings) -> StudyEmbeddings:
+    """The images of one model with the texts of another: which tower did it?"""
+    return replace(images_of, class_text=texts_of.class_text, corpus_text=texts_of.corpus_text)
+
+
+def who_moved(models: ByMethod, start: StudyEmbeddings) -> pd.DataFrame:
+    """Where each model's points went from ``start``: columns method, seed, what, moved, to_id_texts.
+
+    ``what``: ID texts, other words (the negatives), ID images, and the OoD test images by group. ``moved``:
+    mean angle to where the point was, degrees; ``to_id_texts``: change of its mean cosine to the nearest ID
+    text (of an ID text: to the nearest other one).
+    """
+
+    def points(embedded: StudyEmbeddings) -> dict[str, np.ndarray]:
+        groups: dict[str, list[np.ndarray]] = {}
+        for one in (embedded["id_test"], *embedded.of_split().values()):
+            groups.setdefault("ID images" if one.group == "id" else f"{one.group} images", []).append(
+                one.rows
+            )
+        texts = {"ID texts": embedded.class_text, "other words": embedded.negative_text}
+        return texts | {name: np.concatenate(rows) for name, rows in groups.items()}
+
+    def nearest(embedded: StudyEmbeddings, name: str, rows: np.ndarray) -> float:
+        cosines = rows @ embedded.class_text.T
+        if name == "ID texts":
+            np.fill_diagonal(cosines, -1)
+        return float(cosines.max(axis=1).mean())
+
+    rows, before = [], points(start)
+    for (method, seed), embedded in models.items():
+        for name, now in points(embedded).items():
+            angle = np.degrees(np.arccos(np.clip((now * before[name]).sum(axis=1), -1, 1))).mean()
+            change = nearest(embedded, name, now) - nearest(start, name, before[name])
+            rows.append([method, seed, name, float(angle), change])
+    return pd.DataFrame(rows, columns=["method", "seed", "what", "moved", "to_id_texts"])
 
 
 def own_names(models: ByMethod) -> pd.DataFrame:

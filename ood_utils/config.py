@@ -52,6 +52,7 @@ def _one_of(package: str) -> AfterValidator:
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float | None, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -100,6 +101,15 @@ class TrainingValues(Values):
     epochs: Count = Field(0, description="passes over the training set; above 0 it decides instead of steps")
     batch: int = Field(128, ge=2, description="image-text pairs of a step, over all processes")
     lr: float = Field(2e-4, gt=0, le=1, description="peak learning rate")
+    image_lr: Rate = Field(None, description="peak of the image tower; none = lr, 0 = locked (LiT)")
+    text_lr: Rate = Field(None, description="peak of the text tower; none = lr, 0 = locked")
+    relation: float = Field(
+        0, ge=0, description="weight of relation distillation on corpus words (ours; 0 = paper)"
+    )
+    relation_words: int = Field(256, ge=2, description="corpus words drawn a step for relation")
+    wise: Share = Field(
+        1, description="WiSE-FT: share of the fine-tuned weights, the rest zero-shot; 1 = all"
+    )
     warmup: Count = Field(40, description="steps of linear warm-up")
     weight_decay: Share = Field(0.1, description="AdamW weight decay")
     betas: list[Share] = Field([0.9, 0.999], min_length=2, max_length=2, description="AdamW betas")
@@ -142,8 +152,10 @@ class Profile(TrainingValues):
     negative_prompt: Template = Field("a {}", description='template of the negative labels, with "{}"')
     adjective_prompt: Template = Field("This is a {} photo", description='of adjectives, with "{}"')
     lams: list[Share] = Field([0, 1e-3, 3e-3, 1e-2, 1e-1], min_length=1, description="the sweep of lam")
+    relations: list[Share] = Field([0.1, 0.3, 1], description="the sweep of relation, with FLYP")
+    image_lrs: list[Share] = Field([0, 2e-5], description="the sweep of image_lr, with FLYP")
     seeds: Different = Field([0, 1, 2], description="training seeds, different ones")
-    few_classes: Count = Field(100, description="ID classes of the few-classes ablation, 0 = leave it out")
+    sweep_seeds: Positive = Field(1, description="how many of the seeds the sweep is run with")
     processes: Positive = Field(1, description="torchrun processes of one training")
     parallel: Count = Field(2, description="trainings side by side on the CPU, 0 = in the notebook's process")
     crop_scale: Crop = Field([0.9, 1.0], description="random crop, share of area")
@@ -160,6 +172,8 @@ class Profile(TrainingValues):
     conjugated: bool = Field(False, description="CSP: each adjective of WordNet becomes adjective + noun")
     groups: Positive = Field(1, description="groups of negative labels")
     temperature: float = Field(0.01, gt=0, description="temperature of MSP, Energy and NegLabel")
+    beta: Share = Field(0.25, description='weight of the negatives in the score "P - beta N"')
+    beta_sweep: list[Share] = Field([0, 0.125, 0.25, 0.5, 1], min_length=1, description="betas tried")
     embed_batch: Positive = Field(256, description="images or texts embedded at once")
     workers: Workers = Field(0, description="data loader processes, -1 = one for each CPU core")
     compile: bool = Field(False, description="torch.compile the image encoder when embedding")

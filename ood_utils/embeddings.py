@@ -217,7 +217,8 @@ class EmbeddedSet:
     """The embeddings of one image set, with what belongs to their rows.
 
     ``rows`` (n, d) float32 unit rows; ``labels`` (n,) int64, -1 for OoD; ``ids``: a name per row; ``index``
-    (n,): the rows' places in the image set (an unreadable image has no row); ``group``: id, near, far, ...
+    (n,): the rows' places in the image set (an unreadable image has no row); ``group``: id, near, far, ...;
+    ``clusters``: as of the image set, see ``together``.
     """
 
     rows: np.ndarray
@@ -225,9 +226,18 @@ class EmbeddedSet:
     ids: list[str]
     index: np.ndarray
     group: str
+    clusters: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def together(self) -> np.ndarray:
+        """(n,) int64, equal for rows that a bootstrap draws together: ``clusters``, else label or row."""
+        if self.clusters is not None:
+            return self.clusters
+        alone = self.labels.max(initial=-1) + 1 + np.arange(len(self))
+        return np.where(self.labels >= 0, self.labels, alone)
 
 
 @dataclass(frozen=True)
@@ -349,7 +359,8 @@ class _Cache:
             too_many([path for _, path in lost], self.profile.max_unreadable, count, chosen.name)
         index = np.delete(np.arange(count), [place for place, _ in lost])
         ids = [chosen.ids[i] for i in index]
-        return EmbeddedSet(np.concatenate(parts), chosen.labels[index], ids, index, chosen.group)
+        clusters = None if chosen.clusters is None else chosen.clusters[index]
+        return EmbeddedSet(np.concatenate(parts), chosen.labels[index], ids, index, chosen.group, clusters)
 
     def _encode(self, chosen: ImageSet, start: int, stop: int, bar: Any) -> tuple[np.ndarray, list]:
         whole = stop - start == len(chosen.dataset)

@@ -282,6 +282,36 @@ def pair_cosines(
     }
 
 
+def matched_uniformity(images: np.ndarray, matched: np.ndarray) -> float:
+    """-log mean exp(-2 |x - y|^2) over images and their own texts, both (n, d); LARGER = more apart.
+
+    What we take the "Uni-CMM" of the CMA paper's Table 4 to be (its definition is not printed).
+    """
+    return float(-np.log(np.exp(-2 * np.square(images - matched).sum(1)).mean()))
+
+
+def logit_structure(
+    images: np.ndarray, class_text: np.ndarray, negatives: np.ndarray, scale: float = 100
+) -> dict[str, float]:
+    """How a model's logits (scale times cosine) of ID images with negative labels are made up.
+
+    ``offset_ratio``: sd over images of an image's mean negative logit, over the mean sd within an image: the
+    offset that an image shares with all texts, which NegLabel cancels. ``correlation``: over images, of P and
+    N, the log-sum-exps of the logits with the ID texts (K, d) and with the negatives (M, d).
+    ``negative_sd``: that mean sd within an image, in logits.
+    """
+    images, class_text, negatives = unit_rows(images=images, class_text=class_text, negatives=negatives)
+    rows = []
+    for start in range(0, len(images), CHUNK):
+        block = scale * images[start : start + CHUNK]
+        logits = block @ negatives.T
+        both = logsumexp(block @ class_text.T, axis=1), logsumexp(logits, axis=1)
+        rows.append(np.stack([logits.mean(axis=1), logits.std(axis=1), *both]))
+    offset, within, p, n = np.concatenate(rows, axis=1)
+    ratio, correlation = float(offset.std() / within.mean()), float(np.corrcoef(p, n)[0, 1])
+    return {"offset_ratio": ratio, "correlation": correlation, "negative_sd": float(within.mean())}
+
+
 def summary(
     images: np.ndarray, labels: np.ndarray, class_text: np.ndarray, negatives: np.ndarray | None = None
 ) -> dict[str, float]:
@@ -295,14 +325,13 @@ def summary(
     """
     images, labels, class_text = _classified(images, labels, class_text)
     matched = class_text[labels]
-    own = np.exp(-2 * np.square(images - matched).sum(1)).mean()
     parts = gap_decomposition(images, matched)
     return {
         "uni_all": -uniformity(np.concatenate([images, class_text])),
         "uni_images": -uniformity(images),
         "uni_texts": -uniformity(class_text),
         "uni_cross": -uniformity(images, class_text, skip=labels),
-        "uni_matched": float(-np.log(own)),
+        "uni_matched": matched_uniformity(images, matched),
         "align_id": parts["total"],
         **margins(images, labels, class_text, negatives),
         "centroid_gap": float(np.sqrt(parts["centroid"])),

@@ -1,11 +1,12 @@
 """Every score of every method on every out-of-distribution (OoD) set, with intervals, as tidy tables.
 
 A *method* is a way to train ("zero-shot", "FLYP", "CMA"), a *score* a way to read its embeddings ("MCM").
-Metrics are fractions, named as in ``metrics``. Intervals are 95 % bootstrap intervals over TEST IMAGES; the
-spread over seeds stands beside them, never mixed in. Averages weigh each set alike and share the ID resample.
+Metrics are fractions, named as in ``metrics``. Intervals are 95 % and cover other test images, drawn by
+class, character or photo block, and other trainings where a row is a mean over seeds
+(``metrics.over_images_and_seeds``). Averages weigh each set alike and share the ID resample.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -18,7 +19,7 @@ from . import methods, metrics
 from .config import PACKAGE, Profile
 from .embeddings import StudyEmbeddings
 from .errors import UserError, nearest
-from .metrics import LOWER_IS_BETTER, METRICS
+from .metrics import LOWER_IS_BETTER, METRICS, Estimate
 
 # averages that published tables print; added where all their sets were scored. Named apart from our groups,
 # so that no other world's "average near" is ever laid beside a paper's
@@ -27,6 +28,8 @@ BENCHMARKS = {
     "OpenOOD near": ("SSB-hard", "NINCO"),
     "OpenOOD far": ("iNaturalist-OpenOOD", "Textures-OpenOOD", "OpenImage-O"),
 }
+ALPHA = 0.05  # share of families of comparisons in which any verdict may err
+SAID = dict(zip(METRICS, ("AUROC", "FPR95", "FPR95 (OoD positive)", "AUPR-in", "AUPR-out"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class ScoreBook:
     """Scores of every image, higher = more ID; the M rows of all arrays are ``keys``: (method, seed, score).
 
     ``id`` (M, n_id); ``ood``: set -> (M, n_set); ``groups``: set -> near, far, unseen, ...; ``draws``: of the
-    bootstrap, which is computed once, when first asked for.
+    bootstrap, which is computed once, when first asked for; ``id_clusters`` (n_id,), ``ood_clusters``: set ->
+    (n_set,), as ``metrics.cluster_codes`` takes them; without, each image is drawn alone.
     """
 
     keys: list[tuple[str, int, str]]
@@ -42,6 +46,8 @@ class ScoreBook:
     ood: dict[str, np.ndarray] = field(repr=False)
     groups: dict[str, str]
     draws: int = 1000
+    id_clusters: np.ndarray | None = field(default=None, repr=False)
+    ood_clusters: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def rows(self, method: str, score: str) -> dict[int, int]:
         """Seed -> row of a method's score. UserError where there is none."""
@@ -59,6 +65,19 @@ class ScoreBook:
         return self.id[rows[seed]], {name: values[rows[seed]] for name, values in self.ood.items()}
 
     @cached_property
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        """Images and clusters of each OoD set, and of the ID set under ""."""
+        given = {"": (self.id, self.id_clusters)}
+        given |= {name: (scores, self.ood_clusters.get(name)) for name, scores in self.ood.items()}
+        codes = {x: metrics.cluster_codes(own, scores.shape[1], x) for x, (scores, own) in given.items()}
+        return {name: (len(own), int(own.max()) + 1) for name, own in codes.items()}
+
+    @property
+    def clustered(self) -> bool:
+        """Whether any images are drawn together."""
+        return any(clusters < images for images, clusters in self._sizes.values())
+
+    @cached_property
     def averages(self) -> dict[str, list[str]]:
         """Group -> its sets: near, far, unseen, any other group, published benchmarks, and "all"."""
         groups = ("near", "far", "unseen", *self.groups.values())
@@ -68,12 +87,14 @@ class ScoreBook:
 
     @cached_property
     def sets(self) -> pd.DataFrame:
-        """One row per set, then one per average, as ``points``: set, group, average (bool), n_id, n_ood."""
-        n_id, n = self.id.shape[1], {name: scores.shape[1] for name, scores in self.ood.items()}
-        rows = [(name, self.groups[name], False, n_id, n[name]) for name in n]
-        for group, sets in self.averages.items():
-            rows.append((f"average {group}", group, True, n_id, sum(n[name] for name in sets)))
-        return pd.DataFrame(rows, columns=["set", "group", "average", "n_id", "n_ood"])
+        """One row per set, then one per average, as ``points``: set, group, average (bool), n_id, n_ood and
+        clusters, the fewest that ID images or a set were resampled by."""
+        sets, (n_id, fewest) = self._sizes, self._sizes[""]
+        rows = [(x, self.groups[x], False, n_id, sets[x][0], min(fewest, sets[x][1])) for x in self.ood]
+        for group, names in self.averages.items():
+            images, clusters = zip(*(sets[name] for name in names), strict=True)
+            rows.append((f"average {group}", group, True, n_id, sum(images), min(fewest, *clusters)))
+        return pd.DataFrame(rows, columns=["set", "group", "average", "n_id", "n_ood", "clusters"])
 
     @cached_property
     def points(self) -> dict[str, np.ndarray]:
@@ -87,25 +108,40 @@ class ScoreBook:
     @cached_property
     def resampled(self) -> dict[str, np.ndarray]:
         """Set or "average <group>" -> (M, draws, 5): the bootstrap, the same images in every row."""
-        return self._with_averages(metrics.bootstrap_draws(self.id, self.ood, self.draws))
+        clusters = self.id_clusters, self.ood_clusters
+        return self._with_averages(metrics.bootstrap_draws(self.id, self.ood, self.draws, 0, *clusters))
 
     def _with_averages(self, by_set: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         members = {f"average {group}": sets for group, sets in self.averages.items()}
         return by_set | {name: np.mean([by_set[s] for s in sets], axis=0) for name, sets in members.items()}
 
+    def estimate(self, name: str, a: Mapping[int, int], b: Mapping[int, int] | None = None) -> Estimate:
+        """The five metrics on a set or "average <group>": means over seeds with intervals, each (5,).
+
+        ``a``: seed -> row, as ``rows`` gives them; with ``b``: a minus b, seed by seed where both have the
+        same seeds.
+        """
+        points, draws = self.points[name], self.resampled[name]
+        if b and a.keys() == b.keys():
+            first, second = _together(a, b)
+            parts = [(points[first] - points[second], draws[first] - draws[second])]
+        else:
+            rows = [(1, list(a.values())), (-1, list((b or {}).values()))]
+            parts = [(sign * points[of], sign * draws[of]) for sign, of in rows if of]
+        clusters = dict(zip(self.sets["set"], self.sets["clusters"], strict=True))
+        return metrics.over_images_and_seeds(parts, clusters[name])
+
     def table(self) -> pd.DataFrame:
         """The leaderboard: one row per method, seed, score and set.
 
         Columns: method, seed, score, set, group, average (True for the rows "average near", "average far",
-        ..., "average all"), n_id, n_ood, the five metrics, and ``<metric>_low``/``<metric>_high``.
+        ..., "average all"), n_id, n_ood, clusters, the five metrics, and ``<metric>_low``/``<metric>_high``,
+        in [0, 1]: the interval of this one training over other images.
         """
         keys = pd.DataFrame(self.keys, columns=["method", "seed", "score"])
         frame = self.sets.merge(keys, how="cross")[[*keys, *self.sets]]
-        frame[list(METRICS)] = np.concatenate(list(self.points.values()))
-        ends = np.quantile(list(self.resampled.values()), [0.025, 0.975], axis=2)  # (2, sets, M, 5)
-        names = [f"{metric}_{end}" for metric in METRICS for end in ("low", "high")]
-        frame[names] = np.moveaxis(ends, 0, -1).reshape(len(frame), -1)
-        return frame
+        rows = [{seed: row} for row, seed in enumerate(keys["seed"])]
+        return _with_intervals(frame, [self.estimate(name, row) for name in self.points for row in rows])
 
 
 def image_scores(
@@ -137,7 +173,9 @@ def image_scores(
             raise UserError(f"The models embedded {counts} images of {name!r}; embed the same for each.")
     stacked = {name: np.stack(list(by_key.values())) for name, by_key in found.items()}
     inside, groups = stacked.pop(id_set), {name: embedded.group for name, embedded in sets.items()}
-    return ScoreBook(list(found[id_set]), inside, stacked, groups, profile.bootstrap)
+    clusters = {name: next(iter(models.values()))[name].together for name in found}
+    by_id = clusters.pop(id_set)
+    return ScoreBook(list(found[id_set]), inside, stacked, groups, profile.bootstrap, by_id, clusters)
 
 
 def evidence_of(embedded: StudyEmbeddings, name: str, profile: Profile) -> methods.Evidence:
@@ -145,65 +183,105 @@ def evidence_of(embedded: StudyEmbeddings, name: str, profile: Profile) -> metho
     if name not in embedded.sets:
         raise UserError(f"There are no embeddings of the set {name!r}{nearest(name, embedded.sets)}")
     texts = embedded.class_text, embedded.negative_text
-    return methods.Evidence(embedded[name].rows, *texts, profile.temperature, profile.groups)
+    return methods.Evidence(embedded[name].rows, *texts, profile.temperature, profile.groups, profile.beta)
 
 
-def summarise(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of a book's table: its columns without ``seed``, plus ``seeds`` and ``<metric>_std``.
+def summarise(book: ScoreBook) -> pd.DataFrame:
+    """Mean over seeds: the columns of ``ScoreBook.table`` without ``seed``, plus ``seeds``, ``<metric>_std``.
 
-    ``_std`` is the sample standard deviation (NaN for one seed). ``_low``/``_high`` are the means of the
-    seeds' bounds, a little wider than an interval of the mean, which ``differences`` computes exactly.
+    ``_low``/``_high`` cover other images and other seeds (one seed: images only). ``_std`` is the sample
+    standard deviation over seeds (NaN for one seed).
     """
-    keys = ["method", "score", "set", "group", "average"]
-    grouped = frame.drop(columns="seed").groupby(keys, sort=False)
-    spread = grouped[list(METRICS)].std().add_suffix("_std")
-    return pd.concat([grouped.size().rename("seeds"), grouped.mean(), spread], axis=1).reset_index()
+    every = pd.DataFrame(list(dict.fromkeys((m, s) for m, _, s in book.keys)), columns=["method", "score"])
+    rows = [book.rows(*key) for key in every.itertuples(index=False)]
+    frame = book.sets.merge(every.assign(seeds=[len(of) for of in rows]), how="cross")
+    frame = frame[["method", "score", *book.sets, "seeds"]]
+    frame = _with_intervals(frame, [book.estimate(name, of) for name in book.points for of in rows])
+    single = [pd.DataFrame(book.points[name][[*of.values()]]) for name in book.points for of in rows]
+    frame[[f"{metric}_std" for metric in METRICS]] = [values.std() for values in single]
+    return frame
 
 
-def differences(book: ScoreBook, pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    """Method a minus method b for each pair (a, b), averaged over seeds: a bootstrap paired by images.
+def _with_intervals(frame: pd.DataFrame, found: Sequence[Estimate]) -> pd.DataFrame:
+    """The frame with the metrics of its rows and the ends of their intervals, cut to [0, 1]."""
+    value, low, high, _ = np.moveaxis(np.array(found), 1, 0)  # each (rows, 5)
+    ends = np.stack([low, high], axis=2).clip(0, 1).reshape(len(frame), -1)
+    names = [f"{metric}_{end}" for metric in METRICS for end in ("low", "high")]
+    return frame.assign(**dict(zip(METRICS, value.T, strict=True)), **dict(zip(names, ends.T, strict=True)))
+
+
+def differences(
+    book: ScoreBook, pairs: Iterable[tuple[str, str]], family: Mapping[str, Collection[str]] | None = None
+) -> pd.DataFrame:
+    """Method a minus method b for each pair (a, b), averaged over seeds; the same images and seeds for both.
 
     One row per pair, score, average over sets and metric: a, b, score, set, group, average, metric,
-    ``difference`` of the seed means, its 95 % interval ``low``/``high`` over test images (seeds held fixed),
-    ``seed_min``/``seed_max`` of the single seeds' differences (matched where a and b have the same seeds,
-    else all combinations) and ``verdict``: "better" or "worse" (of a) where the interval leaves out 0, else
-    "no difference". UserError for a method that was not scored.
+    ``difference`` of the seed means, its 95 % interval ``low``/``high`` (not corrected for the family) over
+    what ``covers`` says, ``seed_min``/``seed_max`` of the single seeds' differences (matched where a and b
+    have the same seeds, else all combinations), ``seeds_better``: in how many of them a is better, "2 of 3",
+    ``p`` and ``p_holm``, and ``verdict``.
+
+    ``family``: column -> values, stated before looking; the rows that have them are ``family`` (None: all).
+    Theirs is "better" or "worse" (of a) where p, corrected by Holm over the family, is below 0.05, else "not
+    settled". The verdict of any other row is "exploratory". UserError for a method that was not scored, and
+    for a family that names no column or no row.
     """
     scores = dict.fromkeys(score for _, _, score in book.keys)
     asked = [(a, b, score) for (a, b), score in product(pairs, scores)]
     sets = book.sets.loc[book.sets["average"], ["set", "group", "average"]]
-    points, draws = (np.stack([held[name] for name in sets["set"]]) for held in (book.points, book.resampled))
-    found = [_paired(points, draws, book.rows(a, score), book.rows(b, score)) for a, b, score in asked]
     frame = pd.DataFrame(asked, columns=["a", "b", "score"]).merge(sets, how="cross")
+    found = [_compared(book, *row) for row in frame[["a", "b", "score", "set"]].itertuples(index=False)]
     frame = frame.merge(pd.Series(METRICS, name="metric"), how="cross")
-    frame[["difference", "low", "high", "seed_min", "seed_max"]] = np.reshape(found, (-1, 5))
-    return frame.assign(verdict=_verdicts(frame["metric"], frame["low"], frame["high"], "no difference"))
+    frame = pd.concat([frame, pd.concat(found, ignore_index=True)], axis=1)
+    frame["family"] = _chosen(frame, family or {})
+    frame.loc[frame["family"], "p_holm"] = metrics.holm(frame.loc[frame["family"], "p"])
+    settled = np.round(frame["p_holm"], 4) < ALPHA
+    better = (frame["difference"] < 0) == frame["metric"].isin(LOWER_IS_BETTER)
+    cases = {"exploratory": ~frame["family"], "not settled": ~settled, "better": better}
+    return frame.assign(verdict=np.select(list(cases.values()), list(cases), "worse"))
 
 
-def _paired(points: np.ndarray, draws: np.ndarray, at_a: dict[int, int], at_b: dict[int, int]) -> np.ndarray:
-    """(sets, metrics, 5): a - b of the seed means, its interval, least and largest of single seeds."""
-    a, b = list(at_a.values()), list(at_b.values())
-    difference = points[:, a].mean(axis=1) - points[:, b].mean(axis=1)
-    drawn = draws[:, a].mean(axis=1) - draws[:, b].mean(axis=1)
-    matched = at_a.keys() == at_b.keys()
-    combined = [(row, at_b[seed]) for seed, row in at_a.items()] if matched else list(product(a, b))
-    first, second = np.transpose(combined)
-    single = points[:, first] - points[:, second]
-    interval = np.quantile(drawn, [0.025, 0.975], axis=1)
-    return np.stack([difference, *interval, single.min(axis=1), single.max(axis=1)], axis=-1)
+def _compared(book: ScoreBook, a: str, b: str, score: str, name: str) -> pd.DataFrame:
+    """What ``differences`` says of one pair, score and set before it judges: a row per metric."""
+    at_a, at_b = book.rows(a, score), book.rows(b, score)
+    first, second = _together(at_a, at_b)
+    single = np.round(book.points[name][first] - book.points[name][second], 12)
+    better = np.where(np.isin(METRICS, LOWER_IS_BETTER), single < 0, single > 0).sum(axis=0)
+    value, low, high, p = book.estimate(name, at_a, at_b)
+    columns = {"difference": value, "low": low, "high": high, "p": p}
+    columns |= {"seed_min": single.min(axis=0), "seed_max": single.max(axis=0)}
+    columns |= {"seeds_better": [f"{k} of {len(single)}" for k in better]}
+    several = [method for method, rows in ((a, at_a), (b, at_b)) if len(rows) > 1]
+    seeds = ["seeds"] if len(several) == 2 else [f"seeds of {method}" for method in several]
+    *others, last = [*(["classes"] if book.clustered else []), "images", *seeds]
+    return pd.DataFrame(columns).assign(covers=", ".join(others) + (" and " if others else "") + last)
 
 
-def _verdicts(metric: pd.Series, low: pd.Series, high: pd.Series, neither: str) -> np.ndarray:
-    """What the interval of a difference says of its first side; ``neither`` where the interval holds 0."""
-    better = (high < 0) == metric.isin(LOWER_IS_BETTER)
-    cases = {"not measured": low.isna(), neither: (low <= 0) & (high >= 0), "better": better}
-    return np.select(list(cases.values()), list(cases), "worse")
+def _together(a: Mapping[int, int], b: Mapping[int, int]) -> tuple[list[int], list[int]]:
+    """Rows of a and of b (seed -> row) that are compared: of the same seeds if both have them, else all."""
+    matched = [(row, b[seed]) for seed, row in a.items()] if a.keys() == b.keys() else None
+    pairs = matched or list(product(a.values(), b.values()))
+    return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+def _chosen(frame: pd.DataFrame, family: Mapping[str, Collection[str]]) -> pd.Series:
+    """Which rows belong to the family; UserError for a column that is not there, or when none does."""
+    if unknown := [column for column in family if column not in frame]:
+        raise UserError(f"The family names {unknown[0]!r}, no column{nearest(unknown[0], frame)}")
+    chosen = pd.Series(True, frame.index)
+    for column, values in family.items():
+        chosen &= frame[column].isin(list(values))
+    if not chosen.any():
+        raise UserError(
+            f"No comparison belongs to the family {dict(family)}; give a list of values a column."
+        )
+    return chosen
 
 
 def verdict(
     frame: pd.DataFrame, a: str, b: str, metric: str = "fpr95_id", score: str = "NegLabel", group: str = "all"
 ) -> dict[str, Any]:
-    """One row of ``differences`` as a dict, with a ``sentence`` that says it and whether the seeds disagree.
+    """One row of ``differences`` as a dict, with a ``sentence`` that says it.
 
     UserError if the table has no such row.
     """
@@ -213,12 +291,16 @@ def verdict(
         asked = f"{a} - {b}, {score}, {metric}, average {group}"
         raise UserError(f"The table holds {len(found)} rows for {asked}; make it with differences first.")
     row = found.iloc[0].to_dict()
-    claims = {"better": f"{a} is better than {b}", "worse": f"{a} is worse than {b}"}
-    claim = claims.get(row["verdict"], f"{a} and {b} do not differ measurably")
     change, low, high = (f"{100 * row[part]:+.2f}" for part in ("difference", "low", "high"))
-    doubt = "; the seeds disagree on the sign" if row["seed_min"] < 0 < row["seed_max"] else ""
-    said = f"{change} points, 95 % interval {low} to {high} over test images{doubt}."
-    return row | {"sentence": f"{claim} in {metric} ({score}, {row['set']}): {said}"}
+    said = f"{change} points, 95 % interval {low} to {high}"
+    seeds = f"{a} is better in {row['seeds_better']} seeds"
+    if "seeds" in row["covers"]:
+        said += f" over {row['covers']}"
+    else:
+        seeds = f"one seed: the interval covers {row['covers']} only"
+    corrected = f", p {row['p_holm']:.2g} after Holm's correction" if row["family"] else ""
+    what = f"{a} against {b} in {SAID[metric]} ({score}, {row['set']})"
+    return row | {"sentence": f"{what}: {row['verdict']}: {said}{corrected}; {seeds}."}
 
 
 def paper_tables() -> pd.DataFrame:
@@ -231,14 +313,13 @@ def paper_tables() -> pd.DataFrame:
     return pd.read_csv(PACKAGE / "assets/paper_tables.csv", **options)
 
 
-def against_paper(frame: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
+def against_paper(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
     """Published numbers (fpr95_id, auroc) beside ours; rows meet by method, score and set.
 
-    ``frame``: a book's table or ``summarise``'s; ``paper``: (part of) ``paper_tables()``. Columns: source,
-    table, method, score, set, metric, paper, ours, low, high (our interval), difference (ours - paper), and
+    ``ours``: what ``summarise`` gave; ``paper``: (part of) ``paper_tables()``. Columns: source, table,
+    method, score, set, metric, paper, ours, low, high (our interval), difference (ours - paper), and
     verdict: "agrees" where our interval holds the paper's number, "better"/"worse" (ours), "not measured".
     """
-    ours = summarise(frame) if "seed" in frame else frame
     joined = paper.merge(ours, on=["method", "score", "set"], how="left", suffixes=("_paper", ""))
     parts = []
     for metric in ("fpr95_id", "auroc"):
@@ -248,5 +329,7 @@ def against_paper(frame: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
         parts.append(part.dropna(subset="paper"))
     result = pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
     result["difference"] = result["ours"] - result["paper"]
-    low, high = result["low"] - result["paper"], result["high"] - result["paper"]
-    return result.assign(verdict=_verdicts(result["metric"], low, high, "agrees"))
+    better = (result["difference"] < 0) == result["metric"].isin(LOWER_IS_BETTER)
+    within = result["paper"].between(result["low"], result["high"])
+    cases = {"not measured": result["low"].isna(), "agrees": within, "better": better}
+    return result.assign(verdict=np.select(list(cases.values()), list(cases), "worse"))

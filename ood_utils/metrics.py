@@ -7,11 +7,12 @@ rejected when at least 95 % of OoD images are (OoD is positive: OpenOOD, pytorch
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from .arrays import table, vector
@@ -20,7 +21,7 @@ from .errors import UserError
 METRICS = ("auroc", "fpr95_id", "fpr95_ood", "aupr_in", "aupr_out")
 LOWER_IS_BETTER = ("fpr95_id", "fpr95_ood")
 RECALL = 95  # per cent; an integer, so that ceil(0.95 n) does not depend on how 0.95 is rounded
-_ELEMENTS = 2**18  # images x draws worked on at once: fits a core's cache and keeps memory below 100 MB
+_ELEMENTS = 2**16  # images x draws worked on at once: fits a core's cache
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,15 @@ class Difference(NamedTuple):
     difference: float
     low: float
     high: float
+
+
+class Estimate(NamedTuple):
+    """Means over seeds, their 95 % intervals and the two-sided p of their being 0; arrays of one shape."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
 
 
 def ood_metrics(id_scores: Any, ood_scores: Any) -> OodMetrics:
@@ -101,26 +111,40 @@ def compat_fpr95(id_scores: Any, ood_scores: Any, variant: Literal["mcm", "openo
     raise UserError(f"variant is {variant!r}, which is unknown; choose 'mcm', 'openood' or 'cma'.")
 
 
-def bootstrap(id_scores: Any, ood_scores: Any, n: int = 1000, seed: int = 0) -> dict[str, Interval]:
-    """95 % percentile intervals of the five metrics from ``bootstrap_draws``; errors as ``ood_metrics``.
+def bootstrap(
+    id_scores: Any,
+    ood_scores: Any,
+    n: int = 1000,
+    seed: int = 0,
+    id_clusters: Any = None,
+    ood_clusters: Any = None,
+) -> dict[str, Interval]:
+    """95 % percentile intervals of the five metrics from ``bootstrap_draws``; arguments and errors as there.
 
     ``ood_scores`` is one array, or a mapping set name -> array: then the intervals are those of the mean over
     the sets. An interval speaks of the test images only, not of training noise. Where a metric sits on its
     bound (FPR95 = 0) it is degenerate, as for every percentile bootstrap.
     """
-    draws = np.mean([*bootstrap_draws(id_scores, ood_scores, n, seed).values()], axis=0)
-    limits = np.quantile(draws[0], [0.025, 0.975], axis=0).T.tolist()
+    draws = bootstrap_draws(id_scores, ood_scores, n, seed, id_clusters, ood_clusters)
+    limits = np.quantile(np.mean([*draws.values()], axis=0)[0], [0.025, 0.975], axis=0).T.tolist()
     return {name: Interval(*pair) for name, pair in zip(METRICS, limits, strict=True)}
 
 
 def paired_bootstrap(
-    id_a: Any, ood_a: Any, id_b: Any, ood_b: Any, n: int = 1000, seed: int = 0
+    id_a: Any,
+    ood_a: Any,
+    id_b: Any,
+    ood_b: Any,
+    n: int = 1000,
+    seed: int = 0,
+    id_clusters: Any = None,
+    ood_clusters: Any = None,
 ) -> dict[str, Difference]:
     """Method a minus method b per metric, both scored on the SAME images in the same order.
 
-    ``ood_a``, ``ood_b``: as in ``bootstrap``. Each draw takes the same images for both, so what both find
-    hard cancels. A negative difference of an FPR95, or a positive one of AUROC/AUPR, says that a is better.
-    Raises UserError as ``ood_metrics`` and for unequal sets or numbers of images.
+    ``ood_a``, ``ood_b``, the clusters: as in ``bootstrap``. Each draw takes the same images for both, so what
+    both find hard cancels. A negative difference of an FPR95, or a positive one of AUROC/AUPR, says that a is
+    better. Raises UserError as ``bootstrap_draws`` and for unequal sets or numbers of images.
     """
     sets_a, sets_b = _as_sets(ood_a), _as_sets(ood_b)
     if set(sets_a) != set(sets_b):
@@ -128,20 +152,31 @@ def paired_bootstrap(
     inside = _stack(id_a, id_b, "id")
     outside = {name: _stack(sets_a[name], sets_b[name], name) for name in sets_a}
     points = np.mean([_points(inside, scores) for scores in outside.values()], axis=0)
-    draws = np.mean([*bootstrap_draws(inside, outside, n, seed).values()], axis=0)
-    limits = np.quantile(draws[0] - draws[1], [0.025, 0.975], axis=0)
+    draws = bootstrap_draws(inside, outside, n, seed, id_clusters, ood_clusters)
+    drawn_a, drawn_b = np.mean([*draws.values()], axis=0)
+    limits = np.quantile(drawn_a - drawn_b, [0.025, 0.975], axis=0)
     rows = np.stack([points[0] - points[1], *limits], axis=1).tolist()
     return {name: Difference(*row) for name, row in zip(METRICS, rows, strict=True)}
 
 
-def bootstrap_draws(id_scores: Any, ood_scores: Any, n: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
+def bootstrap_draws(
+    id_scores: Any,
+    ood_scores: Any,
+    n: int = 1000,
+    seed: int = 0,
+    id_clusters: Any = None,
+    ood_clusters: Any = None,
+) -> dict[str, np.ndarray]:
     """Every draw of every metric: set name -> (M, n, 5) float64, the last axis in the order of ``METRICS``.
 
     ``id_scores`` is (n_id,) or (M, n_id): M scorings of the same images; ``ood_scores`` the same shape per
-    set, one array (the set "ood") or a mapping. ID and OoD images are drawn apart, with replacement: draw b
-    takes the same images for all M scorings, and the same ID images for all sets, so any difference or mean
-    of the results is a paired or shared bootstrap, exact on ties. The draws of a set depend on ``seed``, its
-    name and its size alone. Raises UserError as ``ood_metrics``.
+    set, one array (the set "ood") or a mapping. ``id_clusters`` (n_id,) and ``ood_clusters`` (an array, or a
+    mapping from some of the sets) number the images that are drawn together; see ``cluster_codes``. ID and
+    OoD are drawn apart: of K clusters K with replacement, so that the number of images differs from draw to
+    draw; each draw's thresholds are those of its own images. Draw b takes the same images for all M scorings,
+    and the same ID images for all sets, so any difference or mean of the results is a paired or shared
+    bootstrap, exact on ties. The draws of a set depend on ``seed``, its name and its clusters alone.
+    Raises UserError as ``ood_metrics`` and for clusters of another length.
     """
     if n < 1:
         raise UserError(f"n is {n}, but a bootstrap needs at least one draw; give a number such as 1000.")
@@ -149,15 +184,17 @@ def bootstrap_draws(id_scores: Any, ood_scores: Any, n: int = 1000, seed: int = 
     outside = {name: _rows(scores, f"ood_scores[{name!r}]") for name, scores in _as_sets(ood_scores).items()}
     if wrong := [name for name, scores in outside.items() if len(scores) != len(inside)]:
         raise UserError(f"{wrong[0]!r} has not {len(inside)} scorings as the ID set; score every set alike.")
-    sorted_id = [_Distinct(scores) for scores in inside]
-    largest = max(scores.shape[1] for scores in (inside, *outside.values()))
-    step = min(n, max(1, _ELEMENTS // largest))
+    ood_clusters = ood_clusters if isinstance(ood_clusters, Mapping) else {"ood": ood_clusters}
+    id_codes = cluster_codes(id_clusters, inside.shape[1], "id_clusters")
+    sorted_id = [_Distinct(scores, id_codes) for scores in inside]
+    step = max(1, _ELEMENTS // max(scores.shape[1] for scores in (inside, *outside.values())))
     pairs, ood_counts, parts = {}, {}, {}
     for name, scores in outside.items():
-        pairs[name] = [_Pair(i, _Distinct(o)) for i, o in zip(sorted_id, scores, strict=True)]
-        ood_counts[name] = _counts(scores.shape[1], n, step, (seed, zlib.crc32(name.encode())))
+        codes = cluster_codes(ood_clusters.get(name), scores.shape[1], f"ood_clusters[{name!r}]")
+        pairs[name] = [_Pair(i, _Distinct(o, codes)) for i, o in zip(sorted_id, scores, strict=True)]
+        ood_counts[name] = _counts(codes.max() + 1, n, step, (seed, zlib.crc32(name.encode())))
         parts[name] = []
-    for id_part in _counts(inside.shape[1], n, step, (seed, 0)):
+    for id_part in _counts(id_codes.max() + 1, n, step, (seed, 0)):
         cumulated = [scoring.cumulate(id_part) for scoring in sorted_id]  # once, for all sets
         for name, generator in ood_counts.items():
             ood_part = next(generator)
@@ -166,22 +203,79 @@ def bootstrap_draws(id_scores: Any, ood_scores: Any, n: int = 1000, seed: int = 
     return {name: np.concatenate(part, axis=1) for name, part in parts.items()}
 
 
-class _Distinct:
-    """The distinct values of an array, ascending, and the way from counts per item to counts per value."""
+def cluster_codes(clusters: Any, n: int, name: str = "clusters") -> np.ndarray:
+    """(n,) integers 0 ... K - 1 of the clusters that a bootstrap of n images resamples.
 
-    def __init__(self, scores: np.ndarray) -> None:
-        self.order = np.argsort(scores, kind="stable")
-        ordered = scores[self.order]
+    ``clusters``: any n numbers or names, equal for images that belong together; None: each image alone. So it
+    is for a single cluster too, from which nothing could be learned of how clusters differ. UserError for
+    another length.
+    """
+    if clusters is None:
+        return np.arange(n)
+    if np.shape(clusters) != (n,):
+        raise UserError(f"{name} has shape {np.shape(clusters)} for {n} images; give one number an image.")
+    codes = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    return codes if codes.max() else np.arange(n)
+
+
+def over_images_and_seeds(parts: Sequence[tuple[np.ndarray, np.ndarray]], clusters: int) -> Estimate:
+    """Means over seeds with what other seeds, classes and images would have made of them.
+
+    Each part is (points (S, ...), draws (S, n, ...)): S trainings and the bootstrap of each, draw b being of
+    the same images in all of them. The value is the sum over parts of the mean over S: differences of matched
+    seeds are one part, else a and minus b are two. A part of one training adds nothing for its seed.
+    ``clusters``: how many were resampled, the fewest of ID or a set.
+
+    The variance of images, that of the mean draw, holds what images do to all seeds alike and to each apart.
+    The variance of seeds, s^2 / S, holds the latter again: only its excess over that is added (two-way
+    clustering: Cameron, Gelbach, Miller 2011; resampling both at once counts it three times: Owen 2007). The
+    interval is Student's, its degrees of freedom Satterthwaite's from clusters - 1 and S - 1. A difference of
+    rounding (below 1e-12) is 0. How often the interval holds the truth: ``python -m benchmarks.coverage``.
+    """
+    value = sum(points.mean(axis=0) for points, _ in parts)
+    value = np.where(np.abs(value) < 1e-12, 0.0, value)
+    images = sum(draws.mean(axis=0) for _, draws in parts).var(axis=0, ddof=1)
+    seeds, spread = np.zeros_like(images), images**2 / max(clusters - 1, 1)
+    for points, draws in parts:
+        if (count := len(points)) > 1:
+            between = points.var(axis=0, ddof=1) / count
+            apart = (draws - draws.mean(axis=1, keepdims=True)).var(axis=0, ddof=1).mean(axis=0) / count
+            excess = np.maximum(between - apart, 0)
+            seeds += excess
+            # S - 1 is few: it fades out where images explain why seeds differ, else intervals are too wide
+            spread += np.minimum(between, 4 * excess) ** 2 / (count - 1)
+    variance = images + seeds
+    error, far = np.round(np.sqrt(variance), 12), np.where(value == 0, 0.0, np.inf)
+    freedom = np.divide(variance**2, spread, out=np.full_like(images, np.inf), where=spread > 0)
+    p = 2 * stats.t.sf(np.divide(np.abs(value), error, out=far, where=error > 0), freedom)
+    reach = stats.t.ppf(0.975, freedom) * error
+    return Estimate(value, value - reach, value + reach, p)
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p values (k,) of a family, corrected by Holm (1979): below 0.05 at most 5 % of families err at all."""
+    order = np.argsort(p)
+    steps = np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1))
+    return np.minimum(steps, 1)[np.argsort(order)]
+
+
+class _Distinct:
+    """The distinct values of an array, ascending, and the way from counts per cluster to counts per value."""
+
+    def __init__(self, scores: np.ndarray, codes: np.ndarray) -> None:
+        order = np.argsort(scores, kind="stable")
+        ordered = scores[order]
+        self.codes = codes[order]
         self.starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
         self.values = ordered[self.starts]
 
     def cumulate(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Counts per item (n, b) -> counts per value (u, b) and their exclusive running sum (u + 1, b)."""
-        counts = np.take(counts, self.order, axis=0)
-        if len(self.starts) < len(self.order):
-            counts = np.add.reduceat(counts, self.starts, axis=0)
-        below = np.zeros((len(counts) + 1, counts.shape[1]), np.int32)
-        np.cumsum(counts, axis=0, out=below[1:])
+        """Counts per cluster (b, K) -> counts per value (b, u) and their exclusive running sum (b, u + 1)."""
+        counts = np.take(counts, self.codes, axis=1)
+        if len(self.starts) < len(self.codes):
+            counts = np.add.reduceat(counts, self.starts, axis=1)
+        below = np.zeros((len(counts), len(self.starts) + 1), np.int32)
+        np.cumsum(counts, axis=1, out=below[:, 1:])
         return counts, below
 
 
@@ -196,37 +290,38 @@ class _Pair:
 
     def draw(self, w: np.ndarray, id_below: np.ndarray, v: np.ndarray, ood_below: np.ndarray) -> np.ndarray:
         """What ``_Distinct.cumulate`` gave for b draws of ID and of OoD -> their metrics (b, 5)."""
-        n, m, draw = int(id_below[-1, 0]), int(ood_below[-1, 0]), np.arange(w.shape[1])
-        id_upto = id_below[self.id_upto_ood]
-        smaller = id_below[self.id_below_ood] + id_upto  # twice the ID images under an OoD score, ties once
-        auroc = 1.0 - np.einsum("ib,ib->b", v, smaller, dtype=np.float64) / (2.0 * n * m)
-        at = (id_below[1:] < n - _needed(n) + 1).sum(axis=0)  # the k-th largest ID value of each draw
-        fpr95_id = 1.0 - ood_below[self.ood_below_id[at], draw] / m
-        at = (ood_below[1:] < _needed(m)).sum(axis=0)
-        fpr95_ood = id_below[self.id_upto_ood[at], draw] / n
-        aupr_in = _average_precision(w / n, n - id_below[:-1], m - ood_below[self.ood_below_id])
-        aupr_out = _average_precision(v / m, ood_below[1:], id_upto)
+        n, m, draw = id_below[:, -1:], ood_below[:, -1:], np.arange(len(w))
+        id_upto = np.take(id_below, self.id_upto_ood, axis=1)
+        smaller = np.take(id_below, self.id_below_ood, axis=1) + id_upto  # twice the ID images, ties once
+        auroc = 1.0 - np.einsum("bi,bi->b", v, smaller, dtype=np.float64) / (2.0 * n * m)[:, 0]
+        at = (id_below[:, 1:] <= n - _needed(n)).sum(axis=1)  # the k-th largest ID value of each draw
+        fpr95_id = 1.0 - ood_below[draw, self.ood_below_id[at]] / m[:, 0]
+        at = (ood_below[:, 1:] < _needed(m)).sum(axis=1)
+        fpr95_ood = id_below[draw, self.id_upto_ood[at]] / n[:, 0]
+        outside = m - np.take(ood_below, self.ood_below_id, axis=1)
+        aupr_in = _average_precision(w, n - id_below[:, :-1], outside)
+        aupr_out = _average_precision(v, ood_below[:, 1:], id_upto)
         return np.stack([auroc, fpr95_id, fpr95_ood, aupr_in, aupr_out], axis=1)
 
 
 def _average_precision(gain: np.ndarray, true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """Sum over thresholds of precision times ``gain`` in recall; all (u, b), the last two counts."""
+    """Mean over the positives, ``gain`` of them at each threshold, of the precision there; counts (b, u)."""
     precision = true / np.maximum(true + false, 1)  # 0/0 only where the gain is 0 too
-    return np.einsum("ib,ib->b", gain, precision)
+    return np.einsum("bi,bi->b", gain, precision) / gain.sum(axis=1)
 
 
 def _counts(items: int, draws: int, step: int, seed: tuple[int, int]) -> Iterator[np.ndarray]:
-    """How often each image is drawn: (items, <= step) int32 at a time, the same whatever ``step``."""
+    """How often each cluster is drawn: (<= step, items) int32 at a time, the same whatever ``step``."""
     generator = np.random.default_rng(seed)
     for start in range(0, draws, step):
         b = min(step, draws - start)
-        drawn = generator.integers(0, items, size=(b, items)) * b + np.arange(b)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=items * b).reshape(items, b).astype(np.int32)
+        drawn = generator.integers(0, items, size=(b, items)) + items * np.arange(b)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=items * b).reshape(b, items).astype(np.int32)
 
 
-def _needed(n: int) -> int:
-    """ceil(0.95 n): how many of n positives must be accepted."""
-    return -(-RECALL * int(n) // 100)
+def _needed(n: Any) -> Any:
+    """ceil(0.95 n): how many of n positives must be accepted; n an integer, or an array of them."""
+    return -(-RECALL * n // 100)
 
 
 def _fpr95(positive: np.ndarray, negative: np.ndarray) -> float:

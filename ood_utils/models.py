@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import open_clip
+import pandas as pd
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2
@@ -26,6 +27,15 @@ from .files import file_hash, replacing
 ASSETS = Path(__file__).parent / "assets"
 GLYPH_WEIGHTS = ASSETS / "GlyphCLIP.safetensors"
 open_clip.add_model_config(ASSETS / "configs")
+
+
+def real_clip() -> pd.DataFrame:
+    """What GlyphCLIP is to resemble: index statistic, columns "real CLIP" (text) and "measured on".
+
+    The statistics are those of ``geometry.logit_structure``, and the gap; docs/REAL_CLIP.md says how they
+    were measured.
+    """
+    return pd.read_csv(ASSETS / "real_clip.csv", index_col="statistic", dtype=str)
 
 
 def model_config(name: str) -> dict:

@@ -12,13 +12,14 @@ import tempfile
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from . import files, processes, registry
+from . import files, negatives, processes, registry
 from .config import Profile, Recipe, load_profile, parse_changes
 from .errors import UserError
 
@@ -29,35 +30,39 @@ PRELOAD = ("torch", "open_clip", "pandas", "pyarrow.parquet")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-def plan(profile: Profile, lam: float | None = None) -> pd.DataFrame:
-    """The fine-tunings of a study, one row each: role, method, seed, classes, lam, tag. lam = 0 is FLYP.
+def plan(profile: Profile, closed: float | None = None, relation: float = 0) -> pd.DataFrame:
+    """The fine-tunings of a study, one row each: role, method, seed, lam, relation, image_lr, tag.
 
-    Without ``lam`` the sweep: every lam of the profile with the first seed. With the chosen ``lam`` all there
-    is: "headline" (zero-shot, and FLYP and CMA with every seed), "few classes" (both on profile.few_classes
-    classes) and what else the sweep trained.
+    lam = 0 is FLYP. Always the "sweep", with the first ``sweep_seeds`` seeds: every ``lam``, and FLYP with
+    every ``relation`` and every ``image_lr`` that the profile lists. With ``closed``, the lam that closes the
+    gap, also the "headline", with every seed: zero-shot, FLYP, CMA (the profile's lam), CMA closed, and these
+    three with relation distillation at weight ``relation`` (0 leaves them out).
     """
-    rows, first, others = [], profile.seeds[0], profile.lams
-    if lam is not None:
-        pair = (("FLYP", 0.0), ("CMA", lam))
-        rows.append(("headline", "zero-shot", 0, 0, float("nan")))
-        rows += [("headline", name, seed, 0, x) for name, x in pair for seed in profile.seeds]
-        if few := profile.few_classes:
-            rows += [("few classes", name, first, few, x) for name, x in pair]
-        others = [x for x in others if x not in (0, lam)]
-    rows += [("sweep", f"CMA, lam {x:g}" if x else "FLYP", first, 0, x) for x in others]
-    frame = pd.DataFrame(rows, columns=["role", "method", "seed", "classes", "lam"])
-    few = np.where(frame.classes > 0, "_classes" + frame.classes.astype(str), "")
-    tags = "lam" + frame.lam.map("{:g}".format) + "_seed" + frame.seed.astype(str) + few
+    rows, usual = [], float("nan") if profile.image_lr is None else profile.image_lr
+    if closed is not None:
+        lams = {"FLYP": 0.0, "CMA": profile.lam} | ({"CMA closed": closed} if closed != profile.lam else {})
+        weights = {0.0: ""} | ({relation: " + relation"} if relation else {})
+        rows.append(("headline", "zero-shot", 0, float("nan"), 0.0, usual))
+        for (weight, added), (name, lam), seed in product(weights.items(), lams.items(), profile.seeds):
+            rows.append(("headline", name + added, seed, lam, weight, usual))
+    for seed in profile.seeds[: profile.sweep_seeds]:
+        for lam in sorted(set(profile.lams)):
+            rows.append(("sweep", f"CMA, lam {lam:g}" if lam else "FLYP", seed, lam, 0.0, usual))
+        rows += [("sweep", f"FLYP + relation {x:g}", seed, 0.0, x, usual) for x in profile.relations]
+        rows += [("sweep", f"FLYP, image tower at {x:g}", seed, 0.0, 0.0, x) for x in profile.image_lrs]
+    frame = pd.DataFrame(rows, columns=["role", "method", "seed", "lam", "relation", "image_lr"])
+    more = frame.relation.map(lambda x: f"_relation{x:g}" if x else "")
+    more += frame.image_lr.map(lambda x: f"_image{x:g}" if x == x and x != profile.image_lr else "")
+    tags = "lam" + frame.lam.map("{:g}".format) + "_seed" + frame.seed.astype(str) + more
     return frame.assign(tag=tags.mask(frame.method == "zero-shot", "zero-shot"))
 
 
 def planned_jobs(planned: pd.DataFrame, profile: Profile) -> dict[str, Recipe]:
-    """Tag -> recipe of every fine-tuning of a ``plan``. UserError where two have the same tag."""
+    """Tag -> recipe of every fine-tuning of a ``plan``; what is in headline and sweep is trained once."""
     recipes = {}
     for row in planned[planned.method != "zero-shot"].itertuples():
-        if row.tag in recipes:
-            raise UserError(f"two fine-tunings are called {row.tag!r}; give lams and seeds that differ")
-        changes = {"lam": row.lam, "seed": row.seed, "classes": row.classes}
+        rate = None if np.isnan(row.image_lr) else row.image_lr
+        changes = {"lam": row.lam, "seed": row.seed, "relation": row.relation, "image_lr": rate}
         recipes[row.tag] = profile.recipe(objective="cma" if row.lam else "clip", **changes)
     return recipes
 
@@ -69,6 +74,7 @@ class Job(NamedTuple):
     recipe: Recipe
     train: ImageSet
     texts: list[str]
+    words: list[str]
     folder: Path
     save_every: int
 
@@ -102,7 +108,8 @@ def carry_out(
     start = models.weights_hash(models.load(profile.model, profile.pretrained)[0])
     jobs = []
     for job in _jobs(places, profile, save_every, study):
-        if not training.finished(job.folder, training.identity(job.recipe, start, job.train, job.texts)):
+        key = training.identity(job.recipe, start, job.train, job.texts, job.words)
+        if not training.finished(job.folder, key):
             jobs.append(job)
     run = _train if profile.processes == 1 and profile.parallel == 0 else _in_children
     if jobs:
@@ -122,9 +129,16 @@ def _jobs(
         studies[count] = data.load(profile, count)
     for folder, recipe in recipes.items():
         known = studies[recipe.classes]
-        texts = known.class_texts(profile.prompt)
-        jobs.append(Job(profile, recipe, known.train, texts, folder.resolve(), save_every))
+        texts, words = known.class_texts(profile.prompt), _words(known, profile) if recipe.relation else []
+        jobs.append(Job(profile, recipe, known.train, texts, words, folder.resolve(), save_every))
     return jobs
+
+
+def _words(study: Study, profile: Profile) -> list[str]:
+    """Prompted corpus words that name no ID class, for relation distillation."""
+    usable = negatives.clean([word for word, _ in study.corpus], study.class_names, study.synonyms)
+    prompted = negatives.prompts(study.corpus, profile.negative_prompt, profile.adjective_prompt)
+    return [text for text, use in zip(prompted, usable, strict=True) if use]
 
 
 def _train(jobs: list[Job], progress: bool = False) -> None:
@@ -143,10 +157,11 @@ def _train(jobs: list[Job], progress: bool = False) -> None:
             torch.cuda.set_device(device)
         torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
-        for profile, recipe, train, texts, folder, save_every in jobs:
+        for profile, recipe, train, texts, words, folder, save_every in jobs:
             model, _, tokenizer = models.load(profile.model, profile.pretrained)
             options = {"device": profile.device, "workers": profile.workers, "save_every": save_every}
             options |= {"max_unreadable": profile.max_unreadable, "progress": progress}
+            options |= {"words": words}
             training.fine_tune(model, tokenizer, train, texts, recipe, folder, **options)
     finally:
         if group:

@@ -5,6 +5,7 @@ follow from (seed, step), so a killed training that is started again ends with t
 on the same machine. Recipe: ``config.Recipe``. Paper values: core_methods 1.4.
 """
 
+import copy
 import json
 import math
 import os
@@ -33,7 +34,7 @@ from .errors import UserError
 from .provenance import provenance
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's clamp of the logit scale
-LOG_COLUMNS = ("step", "epoch", "lr", *objectives.Parts._fields, "gradient_norm", "seconds")
+LOG_COLUMNS = ("step", "epoch", "lr", *objectives.Parts._fields, "relation", "gradient_norm", "seconds")
 FLUSH = 10  # steps between reads of the log from the device: a read waits for the device
 SEED_STRIDE = 1_000_003
 STATE, MODULES = ("key", "step", "rows", "unreadable"), ("model", "optimiser", "scaler")  # in state.pt
@@ -80,9 +81,9 @@ def batch_keys(images: int, batch: int, seed: int, step: int, world: int = 1) ->
 class Towers(nn.Module):
     """Both encoders as one module, so that DDP sees one forward: distinct texts encoded once, then indexed.
 
-    forward(images (b, 3, H, W), tokens (u, L), inverse (b,)) -> unit float32 rows image (b, d), text (b, d),
-    scale. With ``chunk`` ("cached gradients") no activations are kept: the loss is taken on the whole batch,
-    and backward re-encodes it piece by piece.
+    forward(images (b, 3, H, W), tokens (u, L)) -> unit float32 rows image (b, d), text (u, d), and the scale.
+    With ``chunk`` ("cached gradients") no activations are kept: the loss is taken on the whole batch, and
+    backward re-encodes it piece by piece.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
@@ -94,7 +95,7 @@ class Towers(nn.Module):
         encode = partial(checkpoint, tower, use_reentrant=False) if self.chunk else tower
         return torch.cat([encode(part) for part in rows.split(self.chunk or size)])
 
-    def forward(self, images: Tensor, tokens: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Unit rows of images and texts, and the scale: see the class."""
         # like lengths together: less padding, same result; on CUDA the launches of three groups cost more
         order = (tokens != 0).sum(1).argsort(stable=True)
@@ -105,7 +106,7 @@ class Towers(nn.Module):
             image = self._encode(self.model.encode_image, images, len(images))
         wide = self.model.logit_scale.dtype  # float32, or float64 in tests
         image, text = F.normalize(image.to(wide), dim=-1), F.normalize(text.to(wide), dim=-1)
-        return image, text[order.argsort()[inverse]], self.model.logit_scale.exp()
+        return image, text[order.argsort()], self.model.logit_scale.exp()
 
 
 def _train_mode(model: nn.Module) -> None:
@@ -124,13 +125,23 @@ def rate(step: int, steps: int, warmup: int) -> float:
 
 
 def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW that decays matrices, and what has fewer dimensions only with ``decay_all``."""
-    model.logit_scale.requires_grad_(recipe.scale_mode != "frozen")
-    decayed, plain = groups = [{"params": [], "weight_decay": decay} for decay in (recipe.weight_decay, 0.0)]
-    for p in model.parameters():
-        if p.requires_grad:
-            (decayed if recipe.decay_all or p.ndim > 1 else plain)["params"].append(p)
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=tuple(recipe.betas), fused=True)
+    """AdamW with the recipe's peak rate for each tower (0: locked, left out, no gradient computed).
+
+    It decays matrices, and what has fewer dimensions only with ``decay_all``.
+    """
+    towers = {p: recipe.text_lr for p in model.parameters()} | {
+        p: recipe.image_lr for p in model.visual.parameters()
+    }
+    towers[model.logit_scale] = 0 if recipe.scale_mode == "frozen" else None
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p, own in towers.items():
+        peak = recipe.lr if own is None else own
+        p.requires_grad_(peak > 0)
+        decay = recipe.weight_decay if recipe.decay_all or p.ndim > 1 else 0.0
+        if peak:
+            groups.setdefault((peak, decay), []).append(p)
+    options = [{"params": p, "peak": peak, "weight_decay": decay} for (peak, decay), p in groups.items()]
+    return torch.optim.AdamW(options, lr=recipe.lr, betas=tuple(recipe.betas), fused=True)
 
 
 # --- one fine-tuning ---
@@ -143,7 +154,14 @@ class FineTuning:
     """
 
     def __init__(
-        self, model: nn.Module, tokens: Tensor, train: ImageSet, recipe: Recipe, folder: Path, key: str
+        self,
+        model: nn.Module,
+        tokens: Tensor,
+        train: ImageSet,
+        recipe: Recipe,
+        folder: Path,
+        key: str,
+        words: Tensor | None = None,
     ) -> None:
         self.recipe, self.folder, self.key, self.train = recipe, folder, key, train
         self.world, self.rank = objectives.world_size(), _rank()
@@ -155,6 +173,11 @@ class FineTuning:
         model.visual.to(memory_format=torch.channels_last)
         self.model, self.tokens, self.device = model, tokens, model.logit_scale.device
         _train_mode(model)
+        frozen = recipe.relation > 0 or recipe.wise < 1
+        self.frozen = (
+            copy.deepcopy(model).eval().requires_grad_(False) if frozen else None
+        )  # the zero-shot model
+        self.words = words if recipe.relation else None
         self.optimiser = _optimiser(model, recipe)
         self.scaler = torch.amp.GradScaler("cuda", enabled=recipe.precision == "fp16")
         self.towers = Towers(model, recipe)
@@ -182,17 +205,27 @@ class FineTuning:
         torch.manual_seed((recipe.seed * SEED_STRIDE + self.step) * self.world + self.rank)
         images = laid_out(images.to(self.device, self.model.logit_scale.dtype, non_blocking=True))
         distinct, inverse = labels.unique(return_inverse=True)  # on the CPU: a GPU would have to end first
-        tokens, inverse = self.tokens[distinct].to(self.device), inverse.to(self.device, non_blocking=True)
+        tokens, inverse = self.tokens[distinct], inverse.to(self.device, non_blocking=True)
+        words = self._draw_words()
         peers = labels.to(self.device, non_blocking=True) if recipe.class_aware else None
-        rows = self.towers(images, tokens, inverse)
+        image, text, scale = self.towers(images, torch.cat([tokens, words]).to(self.device))
+        pairs, about = text[inverse], text[len(distinct) :]
         parts = objectives.parts(
-            recipe.objective, *rows, lam=recipe.lam, labels=peers, seed=recipe.seed, step=self.step
+            recipe.objective,
+            image,
+            pairs,
+            scale,
+            lam=recipe.lam,
+            labels=peers,
+            seed=recipe.seed,
+            step=self.step,
         )
-        lr = recipe.lr * rate(self.step, self.steps, recipe.warmup)
+        kept = self._relation(images, image, words, about) if len(words) else torch.zeros_like(parts.loss)
+        share = rate(self.step, self.steps, recipe.warmup)
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = share * group["peak"]
         self.optimiser.zero_grad()
-        self.scaler.scale(parts.loss).backward()
+        self.scaler.scale(parts.loss + recipe.relation * kept).backward()
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         self.scaler.step(self.optimiser)
@@ -202,8 +235,28 @@ class FineTuning:
         epoch = self.step // _batches_per_epoch(len(self.train.dataset), recipe.batch, self.world)
         self.step += 1
         began, self.clock = self.clock, time.perf_counter()
-        values = torch.stack([part.detach() for part in (*parts, norm)])
-        self.waiting.append(([self.step, epoch, lr, self.clock - began], values))
+        if self.world > 1:  # each rank's own images, as the gradient: the log has the mean
+            torch.distributed.all_reduce(kept := kept.detach() / self.world)
+        logged = (*parts._replace(loss=parts.loss + recipe.relation * kept), kept, norm)
+        values = torch.stack([part.detach() for part in logged])
+        self.waiting.append(([self.step, epoch, recipe.lr * share, self.clock - began], values))
+
+    def _draw_words(self) -> Tensor:
+        """Tokens of the step's corpus words: a function of (seed, step), alike on every rank; or none."""
+        if self.words is None:
+            return self.tokens[:0]
+        rng = np.random.default_rng([self.recipe.seed, self.step])
+        count = min(self.recipe.relation_words, len(self.words))
+        return self.words[np.sort(rng.permutation(len(self.words))[:count])]
+
+    def _relation(self, images: Tensor, image: Tensor, words: Tensor, about: Tensor) -> Tensor:
+        """``objectives.relation`` of this rank's images; a locked image tower is not run again."""
+        recipe, no_images = self.recipe, images[:0]
+        with torch.no_grad():
+            before = Towers(self.frozen, recipe)
+            frozen_image, frozen_words, scale = before(no_images if recipe.image_lr == 0 else images, words)
+        frozen_image = image.detach() if recipe.image_lr == 0 else frozen_image
+        return objectives.relation(image, about, frozen_image, frozen_words, scale)
 
     def flush(self) -> None:
         """Read the waiting log rows from the device; UserError as soon as a loss is not finite."""
@@ -254,6 +307,11 @@ class FineTuning:
         """Write model.safetensors, log.parquet, and last card.json, which makes it finished."""
         self.model.eval()
         self.optimiser.zero_grad()
+        if self.recipe.wise < 1:
+            mixed = self.frozen.state_dict()
+            for name, tuned in self.model.state_dict().items():
+                if tuned.is_floating_point():
+                    tuned.copy_(mixed[name].lerp(tuned, self.recipe.wise))
         log = pd.DataFrame(self.rows, columns=LOG_COLUMNS)
         if self.rank == 0:
             card = {"identity": self.key, "recipe": self.recipe.model_dump(), **facts, "steps": self.steps}
@@ -285,25 +343,29 @@ def fine_tune(
     progress: bool = True,
     workers: int = 0,
     max_unreadable: float = 0.001,
+    words: list[str] | None = None,
 ) -> pd.DataFrame:
     """Fine-tune both towers of ``model`` in place and return the per-step log.
 
     ``train``: images by key (see ``data.Study``), labels index ``class_texts`` (one prompted text a class).
     ``folder`` gets model.safetensors, log.parquet and card.json; until then state.pt, every ``save_every``
     steps. Called again it resumes there with the same result to the bit, or, if finished, only loads.
-    BatchNorm statistics stay frozen. In a ``torch.distributed`` group every rank calls it and rank 0 writes.
-    An unreadable image is replaced by the next one and listed in the card.
+    ``words``: prompted corpus words without ID names, needed where ``recipe.relation`` > 0. BatchNorm
+    statistics stay frozen. In a ``torch.distributed`` group every rank calls it and rank 0 writes. An
+    unreadable image is replaced by the next one and listed in the card.
 
-    Log columns: step (from 1), epoch, lr, loss, clip, lse_image, lse_text, positive (nats), scale,
-    gradient_norm, seconds (wall, with loading). Raises UserError: impossible batch or labels, absent CUDA,
-    loss not finite, disk full, more than ``max_unreadable`` (a share) of the images unreadable, deterministic
-    after the GPU was used without it.
+    Log columns: step (from 1), epoch, lr (of ``recipe.lr``), loss, clip, lse_image, lse_text, positive
+    (nats), scale, relation (nats, without its weight), gradient_norm, seconds (wall, with loading). Raises
+    UserError: impossible batch, labels or rates, no words for relation, absent CUDA, loss not finite, disk
+    full, more than ``max_unreadable`` (a share) of the images unreadable, deterministic after the GPU was
+    used without it.
     """
     folder, device = Path(folder), resolve_device(device)
-    _check(train, class_texts, recipe, device)
+    words = (words or []) if recipe.relation else []
+    _check(train, class_texts, recipe, device, words)
     started_from = models.weights_hash(model)
     facts = {"started_from": started_from, "data": train.fingerprint, "class_texts": len(class_texts)}
-    key = identity(recipe, started_from, train, class_texts)
+    key = identity(recipe, started_from, train, class_texts, words)
     kept = [_read(folder, key) if _rank() == 0 else None]
     if objectives.world_size() > 1:
         torch.distributed.broadcast_object_list(kept)  # machines need not share a disk
@@ -316,14 +378,15 @@ def fine_tune(
         (folder / "card.json").unlink(missing_ok=True)  # of another recipe: this folder is unfinished now
     aside = torch.random.fork_rng(devices=[device] if device.startswith("cuda") else [])
     with _determinism(recipe.deterministic, device), aside:
-        run = FineTuning(model.to(device), tokenizer(class_texts), train, recipe, folder, key)
+        tokens = tokenizer(class_texts), tokenizer(words) if words else None
+        run = FineTuning(model.to(device), tokens[0], train, recipe, folder, key, tokens[1])
         if state:
             run.resume(state)
         run.loop(workers, save_every, progress and run.rank == 0, max_unreadable)
         return run.finish(facts)
 
 
-def _check(train: ImageSet, class_texts: list[str], recipe: Recipe, device: str) -> None:
+def _check(train: ImageSet, class_texts: list[str], recipe: Recipe, device: str, words: list[str]) -> None:
     """UserError for what cannot be trained."""
     world, images, texts = objectives.world_size(), len(train.dataset), len(class_texts)
     if recipe.batch % world or recipe.batch < 2 * world:
@@ -335,6 +398,13 @@ def _check(train: ImageSet, class_texts: list[str], recipe: Recipe, device: str)
     if low < 0 or high >= texts:
         fault = f"labels of {train.name!r} run from {low} to {high} but there are {texts} class texts"
         raise UserError(f"{fault}; give one text per class")
+    if recipe.image_lr == recipe.text_lr == 0:
+        raise UserError("image_lr and text_lr are both 0, so nothing would be trained; raise one of them")
+    if recipe.relation and len(words) < 2:
+        fault = (
+            f"relation = {recipe.relation:g} needs corpus words beside the ID names, there are {len(words)}"
+        )
+        raise UserError(f"{fault}; give another corpus or relation = 0")
     if recipe.precision == "fp16" and not device.startswith("cuda"):
         raise UserError("precision 'fp16' needs CUDA; choose 'bf16' or 'fp32' on the CPU")
 
@@ -362,9 +432,10 @@ def _determinism(wanted: bool, device: str) -> Iterator[None]:
 # --- what is on disk ---
 
 
-def identity(recipe: Recipe, start: str, train: ImageSet, class_texts: list[str]) -> str:
+def identity(recipe: Recipe, start: str, train: ImageSet, class_texts: list[str], words: list[str]) -> str:
     """Hash of all that decides the fine-tuned weights; ``start``: ``models.weights_hash`` of the model."""
-    return files.hash_of([recipe.model_dump(), start, train.fingerprint, class_texts])[:16]
+    texts = [class_texts, words if recipe.relation else []]
+    return files.hash_of([recipe.model_dump(), start, train.fingerprint, *texts])[:16]
 
 
 def finished(folder: Path, key: str) -> bool:

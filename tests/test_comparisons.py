@@ -99,22 +99,26 @@ def test_every_method_of_a_table_gets_the_zero_shot_list(tmp_path) -> None:
     )
 
 
-def _sweep(**columns: list[float]) -> pd.DataFrame:
-    defaults = {
-        "lam": [0, 0.01, 0.1],
-        "centroid_gap": [0.7, 0.2, 0.1],
-        "accuracy": [0.8, 0.795, 0.75],
-        "auroc": [0.9, 0.8, 0.95],
-    }
-    return pd.DataFrame(defaults | columns)
+def test_the_gap_is_closed_as_far_as_in_the_paper_by_the_smallest_lam() -> None:
+    sweep = pd.DataFrame({"lam": [0, 0.01, 0.1, 0, 0.01, 0.1], "uni_matched": [2, 0.7, 0.1, 2, 0.6, 0.1]})
+    assert comparisons.closing_lam(sweep) == 0.01  # 0.65 of 2 is less than 0.34; one seed alone would say 0.1
+    assert comparisons.closing_lam(sweep[sweep.lam < 0.1].assign(uni_matched=[2, 1.5, 2, 1.5])) == 0.01
 
 
-def test_lam_is_chosen_by_the_rule_and_never_for_a_price() -> None:
-    choice = comparisons.choose_lam(_sweep(), 0.5)
-    assert choice.lam == 0.01 and choice.closed.lam == 0.01  # 0.1 detects better but costs accuracy
-    assert comparisons.choose_lam(_sweep(accuracy=[0.8, 0.8, 0.8]), 0.5).lam == 0.1
-    assert comparisons.choose_lam(_sweep(accuracy=[0.8, 0.5, 0.5]), 0.5).lam == 0.5
-    assert comparisons.choose_lam(_sweep(auroc=[np.nan] * 3), 0.5).lam == 0.5
+def test_a_weight_is_chosen_on_validation_and_never_for_a_price() -> None:
+    sweep = pd.DataFrame(
+        {"relation": [0.1, 0.3, 1], "accuracy": [0.8, 0.795, 0.7], "auroc": [0.9, 0.91, 0.95]}
+    )
+    assert comparisons.best_on_validation(sweep, "relation") == 0.3
+    assert comparisons.best_on_validation(sweep.assign(auroc=np.nan), "relation") == 0.1
+
+
+def test_the_score_sweep_holds_the_ends_of_its_family(world) -> None:
+    found = (
+        comparisons.score_sweep({("zero-shot", 0): world.embedded}, world.profile).set_index("score").auroc
+    )
+    assert found["P - 0 N"] == found["Energy"] and found["P - 1 N"] == found["NegLabel"]
+    assert {"MCM", "MaxLogit", "P - 0.25 N"} <= set(found.index) and found.between(0.5, 1).all()
 
 
 def test_the_smallest_share_within_the_tolerance_is_taken() -> None:
@@ -124,26 +128,24 @@ def test_the_smallest_share_within_the_tolerance_is_taken() -> None:
     assert comparisons.smallest_share(frame) == 0.8
 
 
-def test_the_order_holds_only_where_both_differences_are_better() -> None:
-    def row(a: str, b: str, group: str, verdict: str) -> dict:
-        numbers = {"difference": -0.1, "low": -0.2, "high": -0.05, "seed_min": -0.1, "seed_max": -0.1}
-        facts = {
-            "a": a,
-            "b": b,
-            "score": "NegLabel",
-            "metric": "fpr95_id",
-            "set": f"average {group}",
-            "group": group,
-        }
-        return facts | numbers | {"average": True, "verdict": verdict}
-
-    frame = pd.DataFrame(
-        [row("CMA", "FLYP", "near", "better"), row("FLYP", "zero-shot", "near", "better")]
-        + [row("CMA", "FLYP", "far", "worse"), row("FLYP", "zero-shot", "far", "better")]
+def test_the_order_holds_where_both_are_better_and_fails_where_one_is_worse() -> None:
+    words = {
+        "near": ("better", "better"),
+        "far": ("worse", "better"),
+        "unseen": ("better", "not settled"),
+        "all": ("exploratory", "better"),
+    }
+    facts = {"score": "NegLabel", "metric": "fpr95_id", "difference": -0.1, "low": -0.2, "high": -0.05}
+    facts |= {"p_holm": 0.01, "family": True, "seeds_better": "3 of 3", "covers": "images and seeds"}
+    pairs = [("CMA", "FLYP"), ("FLYP", "zero-shot")]
+    rows = [
+        facts | {"a": a, "b": b, "set": f"average {group}", "group": group, "verdict": word}
+        for group, both in words.items()
+        for (a, b), word in zip(pairs, both, strict=True)
+    ]
+    lines, answers = comparisons.order_claims(pd.DataFrame(rows), words)
+    assert list(answers.values()) == ["holds", "does not hold", "not settled", "not settled"]
+    assert lines[0].startswith(
+        "- **near**: the order holds. CMA against FLYP in FPR95 (NegLabel, average near): better: "
     )
-    lines, holds = comparisons.order_claims(frame, ["near", "far"])
-    assert (
-        holds == {"near": True, "far": False}
-        and "does not hold" in lines[1]
-        and "CMA is worse than FLYP" in lines[1]
-    )
+    assert "the order does not hold" in lines[1] and "the order is not settled. CMA against" in lines[2]

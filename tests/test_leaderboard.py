@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from ood_utils import leaderboard, methods, metrics, scores
 from ood_utils.embeddings import EmbeddedSet, StudyEmbeddings
@@ -42,7 +43,9 @@ def model(seed: int, blur: float) -> StudyEmbeddings:
         noise = fixed.normal(size=(n, 12)) * blur + own.normal(size=(n, 12)) * 0.02
         rows = unit(centres[np.arange(n) % len(centres)] + noise)
         group = GROUPS.get(name, "id" if name.startswith("id") else "validation")
-        sets[name] = EmbeddedSet(rows, np.arange(n) % 6, [""] * n, np.arange(n), group)
+        labels, pairs = np.arange(n) % 6 if group == "id" else np.full(n, -1), np.arange(n) // 2
+        clusters = pairs if name == "braille" else None  # two drawings of each character
+        sets[name] = EmbeddedSet(rows, labels, [""] * n, np.arange(n), group, clusters)
     corpus = [(word, "noun") for word in "abcde"]
     made = StudyEmbeddings(sets, list("ABCDEF"), [[]] * 6, class_text, corpus, corpus_text, 20.0)
     return made.with_negatives([4, 0, 2])
@@ -66,12 +69,14 @@ def test_every_cell_is_there_once(frame: pd.DataFrame) -> None:
     assert len(frame) == len(METHODS) * len(methods.every()) * len(sets)
     assert list(dict.fromkeys(frame["set"])) == sets and set(frame["score"]) == set(methods.every())
     assert not frame.duplicated(["method", "seed", "score", "set"]).any()
-    wanted = ["method", "seed", "score", "set", "group", "average", "n_id", "n_ood", *metrics.METRICS]
-    wanted += [f"{m}_{end}" for m in metrics.METRICS for end in ("low", "high")]
+    wanted = ["method", "seed", "score", "set", "group", "average", "n_id", "n_ood", "clusters"]
+    wanted += [*metrics.METRICS] + [f"{m}_{end}" for m in metrics.METRICS for end in ("low", "high")]
     assert list(frame.columns) == wanted and frame.notna().all().all()
     for metric in metrics.METRICS:
-        assert (frame[f"{metric}_low"] <= frame[f"{metric}_high"]).all()
-        assert frame[metric].between(0, 1).all()
+        assert (frame[f"{metric}_low"] <= frame[metric]).all() and (
+            frame[metric] <= frame[f"{metric}_high"]
+        ).all()
+        assert frame[f"{metric}_low"].min() >= 0 and frame[f"{metric}_high"].max() <= 1
 
 
 def test_a_cell_is_what_the_parts_give(book: leaderboard.ScoreBook, frame: pd.DataFrame) -> None:
@@ -88,8 +93,10 @@ def test_a_cell_is_what_the_parts_give(book: leaderboard.ScoreBook, frame: pd.Da
     assert (row["n_id"], row["n_ood"]) == (found.n_id, found.n_ood)
     for metric, value in found.values().items():
         assert row[metric] == value
-    draws = metrics.bootstrap_draws(inside, {"braille": outside}, 60)["braille"][0]
-    assert row["auroc_low"] == pytest.approx(np.quantile(draws[:, 0], 0.025))
+    clusters = np.arange(120) % 6, {"braille": np.arange(30) // 2}
+    draws = metrics.bootstrap_draws(inside, {"braille": outside}, 60, 0, *clusters)["braille"][0]
+    expected = metrics.over_images_and_seeds([(np.array([[*found.values().values()]]), draws[None])], 6)
+    assert row["clusters"] == 6 and row["auroc_low"] == pytest.approx(expected.low[0])
 
 
 def test_averages_weigh_sets_alike_and_have_intervals_of_their_own(
@@ -101,13 +108,20 @@ def test_averages_weigh_sets_alike_and_have_intervals_of_their_own(
         assert row["auroc"] == pytest.approx(mine.loc[members, "auroc"].mean())
         assert row["group"] == group and row["average"] and row["n_ood"] == sum(SIZES[m] for m in members)
     inside, outside = book.scores("FLYP", "MCM", 0)
-    expected = metrics.bootstrap(inside, {name: outside[name] for name in ("arrows", "braille")}, 60)[
-        "fpr95_ood"
-    ]
-    assert (
-        mine.loc["average far", "fpr95_ood_low"],
-        mine.loc["average far", "fpr95_ood_high"],
-    ) == pytest.approx(expected)
+    far, clusters = {name: outside[name] for name in ("arrows", "braille")}, {"braille": np.arange(30) // 2}
+    draws = metrics.bootstrap_draws(inside, far, 60, 0, np.arange(120) % 6, clusters)
+    error = np.mean([*draws.values()], axis=0)[0, :, 2].std(ddof=1)
+    reach = (row := mine.loc["average far"])["fpr95_ood_high"] - row["fpr95_ood"]
+    assert reach == pytest.approx(stats.t.ppf(0.975, 5) * error)
+
+
+def test_clusters_make_intervals_of_classes(book: leaderboard.ScoreBook) -> None:
+    """120 ID images of 6 classes say less of other classes than 120 images of 120."""
+    alone = replace(book, id_clusters=None, ood_clusters={})
+    assert book.clustered and not alone.clustered
+    assert set(book.sets["clusters"]) == {6} and set(alone.sets["clusters"]) == set(list(SIZES.values())[2:6])
+    wide, narrow = (summarise(held).eval("auroc_high - auroc_low") for held in (book, alone))
+    assert (wide > narrow).mean() > 0.8
 
 
 def test_published_averages_appear_when_all_their_sets_do() -> None:
@@ -123,14 +137,17 @@ def test_validation_is_kept_apart(frame: pd.DataFrame) -> None:
     assert set(found["n_id"]) == {60} and set(found["score"]) == {"NegLabel"}
 
 
-def test_summary_over_seeds(frame: pd.DataFrame) -> None:
-    summary = summarise(frame).set_index(["method", "score", "set"])
+def test_summary_over_seeds(book: leaderboard.ScoreBook, frame: pd.DataFrame) -> None:
+    summary = summarise(book).set_index(["method", "score", "set"])
     pair = frame.query("method == 'CMA' and score == 'MCM' and set == 'arrows'")
     row = summary.loc["CMA", "MCM", "arrows"]
     assert row["seeds"] == 2 and row["auroc"] == pytest.approx(pair["auroc"].mean())
     assert (
         row["auroc_std"] == pytest.approx(pair["auroc"].std()) and row["fpr95_id_low"] <= row["fpr95_id_high"]
     )
+    rows = list(book.rows("CMA", "MCM").values())
+    parts = book.points["arrows"][rows], book.resampled["arrows"][rows]
+    assert row["auroc_low"] == pytest.approx(metrics.over_images_and_seeds([parts], 6).low[0])
     alone = summary.loc["zero-shot", "MCM", "arrows"]
     assert alone["seeds"] == 1 and np.isnan(alone["auroc_std"])
     assert "seed" not in summary.columns and len(summary) == len(frame) // len(METHODS) * 3
@@ -148,34 +165,85 @@ def test_differences_are_paired_and_averaged_over_seeds(
     single = seeds["CMA"] - seeds["FLYP"]
     assert row["difference"] == pytest.approx(single.mean())
     assert (row["seed_min"], row["seed_max"]) == pytest.approx((single.min(), single.max()))
-    assert row["low"] <= row["difference"] <= row["high"] and row["verdict"] == "better"
-    inside, outside = zip(*(book.scores(m, "NegLabel", 0) for m in ("CMA", "zero-shot")), strict=True)
-    one = leaderboard.ScoreBook(
-        [("CMA", 0, "x"), ("zero-shot", 0, "x")],
-        np.stack(inside),
-        {name: np.stack([o[name] for o in outside]) for name in GROUPS},
-        GROUPS,
-        60,
+    assert row["low"] <= row["difference"] <= row["high"] and row["seeds_better"] == "2 of 2"
+    rows = [list(book.rows(method, "NegLabel").values()) for method in ("CMA", "FLYP")]
+    drawn = book.resampled["average all"][rows[0]] - book.resampled["average all"][rows[1]]
+    expected = metrics.over_images_and_seeds([(single.to_numpy(), drawn[:, :, 0])], 6)
+    assert tuple(row[["low", "high", "p"]]) == pytest.approx((expected.low, expected.high, expected.p))
+
+
+def test_seeds_are_matched_or_else_stand_for_themselves(book: leaderboard.ScoreBook) -> None:
+    swapped = replace(book, keys=[(m, (1 - seed if m == "CMA" else seed), s) for m, seed, s in book.keys])
+    renamed = replace(book, keys=[(m, (seed + 7 if m == "CMA" else seed), s) for m, seed, s in book.keys])
+    found = [
+        differences(held, [("CMA", "FLYP"), ("CMA", "zero-shot"), ("zero-shot", "zero-shot")])
+        for held in (book, swapped, renamed)
+    ]
+    same, other, apart = (table.query("metric == 'auroc' and group == 'far'") for table in found)
+    assert np.allclose(same["difference"], other["difference"]) and np.allclose(
+        same["difference"], apart["difference"]
     )
-    expected = metrics.paired_bootstrap(inside[0], outside[0], inside[1], outside[1], 60)["fpr95_id"]
-    row = differences(one, [("CMA", "zero-shot")]).query("group == 'all' and metric == 'fpr95_id'").iloc[0]
-    assert tuple(row[["difference", "low", "high"]]) == pytest.approx(tuple(expected))
+    assert not np.allclose(same["seed_min"], other["seed_min"])
+    pair = apart.query("b == 'FLYP'")
+    assert {word[-4:] for word in pair["seeds_better"]} == {"of 4"} and set(pair["covers"]) == {
+        "classes, images and seeds"
+    }
+    assert set(same.query("a == 'CMA' and b == 'zero-shot'")["covers"]) == {
+        "classes, images and seeds of CMA"
+    }
+    assert set(same.query("a == 'zero-shot'")["covers"]) == {"classes and images"}
+
+
+PAIRS = [("CMA", "FLYP"), ("FLYP", "CMA"), ("CMA", "CMA")]
 
 
 def test_verdict_words(book: leaderboard.ScoreBook) -> None:
-    found = differences(book, [("CMA", "FLYP"), ("FLYP", "CMA"), ("CMA", "CMA")])
+    found = differences(book, PAIRS, {"score": ["NegLabel"], "metric": ["auroc"], "group": ["far", "all"]})
     assert set(found["set"]) == {f"average {g}" for g in ("near", "far", "unseen", "all")}
-    for metric in ("auroc", "fpr95_id"):
-        words = [
-            verdict(found, a, b, metric)["verdict"]
-            for a, b in (("CMA", "FLYP"), ("FLYP", "CMA"), ("CMA", "CMA"))
-        ]
-        assert words == ["better", "worse", "no difference"]
-    said = verdict(found, "CMA", "FLYP", "auroc", group="far")
-    assert said["sentence"].startswith("CMA is better than FLYP in auroc (NegLabel, average far): +")
-    assert "do not differ measurably" in verdict(found, "CMA", "CMA")["sentence"]
-    doubtful = found.assign(seed_min=-1.0, seed_max=1.0)
-    assert "the seeds disagree on the sign" in verdict(doubtful, "CMA", "FLYP")["sentence"]
+    asked = found[found["family"]]
+    assert len(asked) == 6 and list(asked["p_holm"]) == list(metrics.holm(asked["p"]))
+    assert found["p_holm"].isna().sum() == len(found) - 6
+    words = [verdict(found, *pair, "auroc")["verdict"] for pair in PAIRS]
+    assert words == ["better", "worse", "not settled"]
+    assert set(found[~found["family"]]["verdict"]) == {"exploratory"}
+    assert (found["p"] < 0.05).sum() > 6 and found[["low", "high"]].notna().all().all()
+
+
+def test_a_family_of_more_comparisons_settles_less(book: leaderboard.ScoreBook) -> None:
+    few = differences(book, PAIRS, {"score": ["NegLabel"], "group": ["far"], "metric": ["auroc", "aupr_in"]})
+    many = differences(book, PAIRS)
+    assert set(few["verdict"]) == {"better", "worse", "not settled", "exploratory"}
+    key = ["a", "b", "score", "set", "metric"]
+    both = few[few["family"]].merge(many, on=key, suffixes=("", "_many"))
+    assert (both["p_holm"] <= both["p_holm_many"]).all() and many["family"].all()
+    assert (many["verdict"] == "not settled").sum() > (both["verdict"] == "not settled").sum()
+    for table in (few[few["family"]], many):
+        settled = table["p_holm"].round(4) < 0.05
+        good = (table["difference"] < 0) == table["metric"].isin(metrics.LOWER_IS_BETTER)
+        expected = np.where(settled, np.where(good, "better", "worse"), "not settled")
+        np.testing.assert_array_equal(table["verdict"], expected)
+
+
+def test_the_sentence_follows_its_row(book: leaderboard.ScoreBook) -> None:
+    found = differences(book, PAIRS, {"score": ["NegLabel"], "metric": ["auroc"], "group": ["far"]})
+    row = verdict(found, "CMA", "FLYP", "auroc", group="far")
+    change, low, high = (f"{100 * row[part]:+.2f}" for part in ("difference", "low", "high"))
+    assert row["sentence"] == (
+        f"CMA against FLYP in AUROC (NegLabel, average far): better: {change} points, "
+        f"95 % interval {low} to {high} over classes, images and seeds, p {row['p_holm']:.2g} after Holm's "
+        "correction; CMA is better in 2 of 2 seeds."
+    )
+    mirrored = verdict(found, "FLYP", "CMA", "auroc", group="far")["sentence"]
+    assert ": worse: -" in mirrored and "FLYP is better in 0 of 2 seeds" in mirrored
+    same = verdict(found, "CMA", "CMA", "auroc", group="far")["sentence"]
+    assert "AUROC (NegLabel, average far): not settled: +0.00 points, 95 % interval +0.00 to +0.00" in same
+    loose = verdict(found, "CMA", "FLYP", group="near")["sentence"]
+    assert ": exploratory: " in loose and "Holm" not in loose
+    one = replace(
+        book, keys=[(f"{m}{seed}", 0, s) for m, seed, s in book.keys], id_clusters=None, ood_clusters={}
+    )
+    said = verdict(differences(one, [("CMA1", "FLYP1")]), "CMA1", "FLYP1")["sentence"]
+    assert said.endswith("; one seed: the interval covers images only.") and " over " not in said
     with pytest.raises(UserError, match="holds 0 rows"):
         verdict(found, "CMA", "LoCoOp")
 
@@ -207,8 +275,9 @@ def test_published_averages_are_the_means_of_their_cells(average: str) -> None:
             assert row["auroc"] == pytest.approx(cells["auroc"], abs=1.1e-4)
 
 
-def test_against_paper(frame: pd.DataFrame) -> None:
-    ours = summarise(frame).query("method == 'CMA' and score == 'NegLabel' and set == 'arrows'").iloc[0]
+def test_against_paper(book: leaderboard.ScoreBook) -> None:
+    frame = summarise(book)
+    ours = frame.query("method == 'CMA' and score == 'NegLabel' and set == 'arrows'").iloc[0]
     rows = [
         ("arrows", ours["fpr95_id"], ours["auroc"]),
         ("braille", 1.0, 0.0),
@@ -224,7 +293,6 @@ def test_against_paper(frame: pd.DataFrame) -> None:
     words = ["agrees", "agrees", "better", "better", "worse", "worse", "not measured", "not measured"]
     assert list(found["verdict"]) == words
     assert found["difference"][2] == pytest.approx(found["ours"][2] - 1.0) and np.isnan(found["ours"][6])
-    pd.testing.assert_frame_equal(against_paper(summarise(frame), paper), found)
     assert set(against_paper(frame, paper_tables())["verdict"]) == {"not measured"}
 
 
@@ -243,6 +311,8 @@ def test_unusable_calls_are_refused(book: leaderboard.ScoreBook) -> None:
         (lambda: image_scores({**MODELS, ("x", 0): short}, PROFILE), "39, 40.* images of 'arrows'"),
         (lambda: image_scores({**MODELS, ("x", 0): poor}, PROFILE), "no embeddings of the set 'arrows'"),
         (lambda: differences(book, [("CMA", "LoCoOp")]), "No scores of 'LoCoOp'"),
+        (lambda: differences(book, PAIRS, {"scores": ["MCM"]}), "names 'scores', no column.*score"),
+        (lambda: differences(book, PAIRS, {"score": "MCM"}), "No comparison belongs to the family"),
         (lambda: book.scores("CMA", "MCM", 9), "seed 9"),
     ):
         with pytest.raises(UserError, match=words) as caught:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
 from ood_utils import methods, registry, scores
 from ood_utils.errors import UserError
@@ -20,19 +22,25 @@ WHOLE = methods.Evidence(unit(20, 0), unit(5, 1), unit(9, 2), temperature=0.02, 
 
 
 def test_every_file_is_a_method_in_the_order_of_its_year() -> None:
-    assert list(methods.every()) == ["MSP", "MaxLogit", "Energy", "MCM", "NegLabel"]
+    assert list(methods.every()) == ["MSP", "MaxLogit", "Energy", "MCM", "NegLabel", "P - beta N"]
     assert all(m.source and m.needs for m in methods.every().values())
 
 
 @pytest.mark.parametrize("name", methods.every())
 def test_a_method_is_its_formula(name: str) -> None:
     cosines = WHOLE.images.astype(float) @ WHOLE.class_text.T.astype(float)
+    p, n = (
+        logsumexp(WHOLE.images.astype(float) @ texts.T.astype(float) / 0.02, axis=1)
+        for texts in (WHOLE.class_text, WHOLE.negative_text)
+    )
     formulas = {
         "MSP": lambda: scores.msp(cosines, 0.02), "MaxLogit": lambda: cosines.max(1),
         "Energy": lambda: scores.energy(cosines, 0.02), "MCM": lambda: scores.mcm(cosines),
         "NegLabel": lambda: scores.neglabel(WHOLE.images, WHOLE.class_text, WHOLE.negative_text, 0.02, 3),
+        "P - beta N": lambda: p - 0.25 * n,
     }  # fmt: skip
-    np.testing.assert_allclose(methods.find(name)(WHOLE), formulas[name](), rtol=1e-12)
+    evidence = replace(WHOLE, groups=1, beta=0.25) if "beta" in name else WHOLE
+    np.testing.assert_allclose(methods.find(name)(evidence), formulas[name](), rtol=1e-9)
 
 
 def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:

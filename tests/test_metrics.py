@@ -11,6 +11,7 @@ from pytorch_ood.metrics import functional as oracle
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from benchmarks import coverage
 from ood_utils import metrics
 from ood_utils.errors import UserError
 from ood_utils.metrics import METRICS, bootstrap, bootstrap_draws, compat_fpr95, ood_metrics, paired_bootstrap
@@ -76,11 +77,10 @@ def test_invariances(inside: np.ndarray, outside: np.ndarray) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(arrays, arrays, st.integers(2, 4))
-def test_duplicating_every_image_changes_no_area(inside: np.ndarray, outside: np.ndarray, times: int) -> None:
-    """The FPR95s may move (the ceil of 0.95 n is finer for larger n), the areas may not."""
+def test_duplicating_every_image_changes_nothing(inside: np.ndarray, outside: np.ndarray, times: int) -> None:
+    """Nor a threshold: the ceil(0.95 t n)-th of t copies each is a copy of the ceil(0.95 n)-th."""
     one, many = ood_metrics(inside, outside), ood_metrics(np.repeat(inside, times), np.repeat(outside, times))
-    assert (many.auroc, many.aupr_in, many.aupr_out) == pytest.approx((one.auroc, one.aupr_in, one.aupr_out))
-    assert many.fpr95_id <= one.fpr95_id and many.fpr95_ood <= one.fpr95_ood
+    assert many.values() == pytest.approx(one.values())
 
 
 def test_recall_is_never_below_95_percent() -> None:
@@ -105,16 +105,17 @@ def test_fpr95_depends_on_which_class_is_positive() -> None:
     assert found.fpr95_ood > found.fpr95_id + 0.2
 
 
-def _loop(inside: np.ndarray, outside: np.ndarray, n: int, seed: int) -> np.ndarray:
+def _loop(
+    inside: np.ndarray, outside: np.ndarray, n: int, seed: int, clusters: tuple = (None, None)
+) -> np.ndarray:
     """The same resamples, the slow way: repeat every score as often as it was drawn, then scikit-learn."""
-    (id_counts,) = metrics._counts(len(inside), n, n, (seed, 0))
-    (ood_counts,) = metrics._counts(len(outside), n, n, (seed, metrics.zlib.crc32(b"ood")))
-    assert (id_counts.sum(0) == len(inside)).all() and (ood_counts.sum(0) == len(outside)).all()
-    rows = [
-        ood_metrics(np.repeat(inside, a), np.repeat(outside, b))
-        for a, b in zip(id_counts.T, ood_counts.T, strict=True)
-    ]
-    return np.array([list(row.values().values()) for row in rows])
+    found = []
+    for scores, own, key in zip((inside, outside), clusters, (0, metrics.zlib.crc32(b"ood")), strict=True):
+        codes = np.arange(len(scores)) if own is None else np.searchsorted(np.unique(own), own)
+        (counts,) = metrics._counts(codes.max() + 1, n, n, (seed, key))
+        assert (counts.sum(1) == codes.max() + 1).all()  # K of K clusters
+        found.append([np.repeat(scores, row[codes]) for row in counts])
+    return np.array([list(ood_metrics(*pair).values().values()) for pair in zip(*found, strict=True)])
 
 
 @pytest.mark.parametrize("digits", [0, 1, 8])
@@ -128,6 +129,98 @@ def test_bootstrap_equals_a_plain_loop_ties_included(sizes: tuple[int, int], dig
     intervals = bootstrap(inside, outside, 40, seed=3)
     low, high = np.quantile(draws[0], [0.025, 0.975], axis=0)
     np.testing.assert_array_equal([tuple(intervals[name]) for name in METRICS], np.stack([low, high], 1))
+
+
+def _grouped(seed: int) -> tuple[np.ndarray, ...]:
+    """Scores with many ties in clusters of unequal size, numbered out of order."""
+    rng = np.random.default_rng(seed)
+    inside, outside = rng.normal(1, 1, 70).round(1), rng.normal(0, 1.5, 45).round(1)
+    return inside, outside, rng.integers(0, 12, 70) * 7 - 30, rng.integers(0, 9, 45)
+
+
+def test_clusters_are_drawn_whole() -> None:
+    inside, outside, a, b = _grouped(0)
+    draws = bootstrap_draws(inside, {"ood": outside}, 40, 3, a, {"ood": b})["ood"][0]
+    np.testing.assert_allclose(draws, _loop(inside, outside, 40, 3, (a, b)), atol=1e-12)
+    np.testing.assert_array_equal(bootstrap_draws(inside, outside, 40, 3, a, b)["ood"][0], draws)
+    shuffled = np.random.default_rng(1).permutation(70)
+    again = bootstrap_draws(inside[shuffled], outside, 40, 3, a[shuffled], b)["ood"][0]
+    np.testing.assert_allclose(again, draws, atol=1e-12)
+
+
+def test_one_image_a_cluster_is_the_bootstrap_of_images_and_so_is_a_single_cluster() -> None:
+    inside, outside, *_ = _grouped(1)
+    plain = bootstrap_draws(inside, outside, 30)["ood"]
+    for a, b in ((np.arange(70), np.arange(45)), (np.zeros(70), ["all"] * 45)):
+        np.testing.assert_array_equal(bootstrap_draws(inside, outside, 30, 0, a, b)["ood"], plain)
+
+
+def test_duplicates_inside_their_cluster_change_no_draw() -> None:
+    inside, outside, a, b = _grouped(2)
+    plain = bootstrap_draws(inside, outside, 60, 0, a, b)["ood"]
+    double = bootstrap_draws(
+        *(np.repeat(part, 2) for part in (inside, outside)), 60, 0, np.repeat(a, 2), np.repeat(b, 2)
+    )
+    np.testing.assert_allclose(double["ood"], plain, atol=1e-12)
+    one, two = (bootstrap_draws(np.repeat(inside, t), np.repeat(outside, t), 400)["ood"] for t in (1, 2))
+    assert (two.std(axis=1) < 0.85 * one.std(axis=1)).all()  # drawn alone, copies feign certainty
+
+
+def test_variance_of_a_cluster_mean() -> None:
+    """One OoD score: AUROC is then the share of ID images above it, the mean of clusters of equal size."""
+    above = np.random.default_rng(3).random((20, 1)) < np.linspace(0.1, 0.9, 25)
+    auroc = bootstrap_draws(above.astype(float).T.ravel(), [0.5], 40_000, 0, np.repeat(np.arange(25), 20))
+    assert auroc["ood"][0, :, 0].mean() == pytest.approx(above.mean(), abs=0.005)
+    assert auroc["ood"][0, :, 0].var() == pytest.approx(above.mean(axis=0).var() / 25, rel=0.05)
+
+
+def _apart(seeds: int, n: int = 4000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points (seeds,), and draws about them (seeds, n) that move all seeds together and each apart."""
+    rng = np.random.default_rng(seeds)
+    points, apart = rng.normal(1, 1, seeds), rng.normal(0, 0.6, (seeds, n))
+    return points, points[:, None] + rng.normal(0, 0.4, n) + apart, apart
+
+
+def test_seeds_and_images_have_the_variance_of_two_crossed_samples() -> None:
+    points, draws, apart = _apart(8)
+    found = metrics.over_images_and_seeds([(points, draws)], 41)
+    between, twice = points.var(ddof=1) / 8, 0.6**2 / 8
+    assert between > 1.5 * twice  # so the seeds' own part is not cut at 0
+    variance = 0.4**2 + twice + (between - twice)
+    freedom = variance**2 / (between**2 / 7 + (0.4**2 + twice) ** 2 / 40)
+    reach = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    assert found.value == points.mean()
+    assert (found.low, found.high) == pytest.approx((points.mean() - reach, points.mean() + reach), abs=0.03)
+    assert found.p == pytest.approx(2 * stats.t.sf(points.mean() / np.sqrt(variance), freedom), rel=0.15)
+    pair = metrics.over_images_and_seeds([(points, draws), (-points, -draws)], 41)  # b: an own set of seeds
+    assert pair.value == 0 and pair.p == 1 and pair.high > 0.9 * np.sqrt(2) * 1.96 * np.sqrt(between - twice)
+
+
+def test_images_alone_where_seeds_differ_by_nothing_else() -> None:
+    """One seed, or seeds that differ by less than the images drawn explain: a plain cluster bootstrap."""
+    points, draws, _ = _apart(8)
+    draws = draws[:, :, None].repeat(2, axis=2)  # two metrics at once
+    for part in ((points[:1, None].repeat(2, axis=1), draws[:1]), (np.zeros((8, 2)), draws)):
+        found = metrics.over_images_and_seeds([part], 21)
+        reach = part[1].mean(axis=0).std(axis=0, ddof=1) * stats.t.ppf(0.975, 20)
+        np.testing.assert_allclose(found.high - found.value, reach)
+    still = metrics.over_images_and_seeds([(np.full((2, 1), 1e-17), np.full((2, 9, 1), 1e-17))], 5)
+    assert [part.item() for part in still] == [0, 0, 0, 1]  # rounding is no difference
+
+
+def test_holm_by_hand() -> None:
+    np.testing.assert_allclose(metrics.holm(np.array([0.04, 0.01, 0.03])), [0.06, 0.03, 0.06])
+    np.testing.assert_allclose(metrics.holm(np.array([0.6, 0.2, 0.9, 0.2])), [1, 0.8, 1, 0.8])
+    assert metrics.holm(np.array([0.02])) == [0.02]
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    """Three seeds that differ; all of ``benchmarks.coverage``'s worlds take minutes."""
+    times = 200
+    found = coverage.measure(coverage.WORLDS["seeds differ"], 3, 40, times, draws=150)
+    error = np.sqrt(0.95 * 0.05 / times)
+    assert (np.abs(found["ours"] - 0.95) < 3 * error).all()
+    assert found["naive"][0] < 0.95 - 3 * error  # what a percentile interval makes of three seeds
 
 
 def test_bootstrap_agrees_with_scipy() -> None:
@@ -178,6 +271,10 @@ def test_paired_bootstrap() -> None:
     assert better.high - better.low < (alone.high - alone.low) / 4  # what pairing is for
     a, b = ood_metrics(inside + 0.1, outside), ood_metrics(inside, outside)
     assert better.difference == pytest.approx(a.auroc - b.auroc)
+    clusters = (np.arange(300) // 10, np.arange(200) // 10)
+    assert tuple(alone) != tuple(bootstrap(inside, outside, 300, 0, *clusters)["auroc"])
+    by_cluster = paired_bootstrap(inside + 0.1, outside, inside, outside, 300, 0, *clusters)["auroc"]
+    assert by_cluster.difference == better.difference and by_cluster != better
     by_set = paired_bootstrap(inside + 0.1, {"ood": outside}, inside, {"ood": outside}, 300)
     assert by_set["auroc"] == better
 
@@ -212,5 +309,7 @@ def test_unusable_calls_are_refused() -> None:
         paired_bootstrap([1.0], {"a": [0.0]}, [1.0], {"b": [0.0]})
     with pytest.raises(UserError, match="same images"):
         paired_bootstrap([1.0], [0.0], [1.0, 2.0], [0.0])
+    with pytest.raises(UserError, match=r"ood_clusters\['ood'\] has shape \(3,\) for 1 images"):
+        bootstrap([1.0, 2.0], [0.0], id_clusters=[0, 0], ood_clusters=[0, 1, 2])
     with pytest.raises(UserError, match="score every set alike"):
         bootstrap_draws(np.ones((2, 3)), {"a": np.ones((3, 3))})

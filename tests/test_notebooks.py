@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pages import faults
 
 from ood_utils import detector, metrics
 
@@ -55,6 +56,10 @@ def test_every_notebook_is_done_and_says_from_what(folder: Path) -> None:
         assert counts == list(range(1, len(counts) + 1)), name
         assert (folder / "notebooks" / f"{name}.ipynb").stat().st_size < 2_000_000
     assert (folder / "index.html").stat().st_size > 5_000
+
+
+def test_the_report_is_whole(folder: Path) -> None:
+    assert faults(folder) == []
 
 
 def test_the_modality_gap_is_clips(results: dict) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from pages import faults
 
 from ood_utils import config, store
 from ood_utils.errors import UserError
@@ -23,13 +27,13 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).mkdir(parents=True)
     record = {"schema_version": store.SCHEMA_VERSION, "status": "done", "notebooks": {}}
     (folder / "run.json").write_text(json.dumps(record))
-    (folder / "index.html").write_text("report")
+    links = '<p><a href="tables/claims.csv">csv</a>, <a href="tables/claims.parquet">parquet</a></p>'
+    (folder / "index.html").write_text(f'<b>report</b>{links} <a href="figures/x.csv">data</a>')
     (folder / "figures" / "globe.html").write_text("plotly" * 1_000_000)
     (folder / "checkpoints" / "w.safetensors").write_text("weights")
-    row = {"set": "arrows", "group": "far", "average": False, "method": "CMA", "auroc": 0.987}
-    pd.DataFrame([row | {"fpr95_id": 0.1234, "fpr95_id_low": 0.1, "fpr95_id_high": 0.15}]).to_csv(
-        folder / "tables" / "headline.csv", index=False
-    )
+    row = {"group": "far", "score": "NegLabel", "CMA": "12.3 [10.0, 15.0]"}
+    pd.DataFrame([row]).to_csv(folder / "tables" / "answer.csv", index=False)
+    (folder / "results" / "04_ood_detection.json").write_text(json.dumps({"answer": ["**Yes.**"]}))
     pd.DataFrame({"claim": ["- **far**: the order holds."]}).to_csv(
         folder / "tables" / "claims.csv", index=False
     )
@@ -50,16 +54,30 @@ def test_a_run_is_copied_without_its_bulk_and_quoted(outputs: Path) -> None:
         "index.html",
         "run.json",
         "figures/globe.html",
-        "tables/headline.csv",
+        "tables/answer.csv",
         "tables/claims.csv",
+        "results/04_ood_detection.json",
     }
     text = (outputs.parent / "README.md").read_text()
     assert (
-        "| arrows | far | 12.3 [10.0, 15.0] / 98.7 |" in text
+        "| group | score | CMA |\n|---|---|---|\n| far | NegLabel | 12.3 [10.0, 15.0] |" in text
+        and "**Yes.**" in text
         and "stale" not in text
         and text.endswith("end\n")
     )
     assert "the order holds" in text
+    index = (outputs / "reference" / "index.html").read_text()
+    assert index == '<b>report</b><p><a href="tables/claims.csv">csv</a></p>' and not faults(
+        outputs / "reference"
+    )
+
+
+def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ood_utils.tools.reference", "nothing"]
+    environment = os.environ | {"OOD_OUTPUTS": str(tmp_path)}
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert said.returncode == 2 and said.stdout == ""
+    assert said.stderr.startswith("reference: run ") and said.stderr.count("\n") == 1
 
 
 def test_an_unfinished_or_large_run_is_refused(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +96,7 @@ def test_the_readme_quotes_the_committed_run() -> None:
     assert (folder / "figures" / "headline.png").exists() and (folder / "index.html").exists()
     assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= reference.LIMIT
     assert json.loads((folder / "run.json").read_text())["provenance"]["commit"]
+
+
+def test_the_committed_report_is_whole() -> None:
+    assert faults(ROOT / "outputs" / "reference") == []

@@ -40,6 +40,7 @@ def lane(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         "data": "folder", "data_root": str(root / "id"), "ood_roots": {"noise": str(root / "ood")},
         "pretrained": str(root / "start.safetensors"), "device": "cpu", "parallel": 1,
         "steps": 3, "batch": 4, "warmup": 1, "seeds": [0], "lams": [0.1],
+        "relations": [], "image_lrs": [],
     }  # fmt: skip
 
 
@@ -61,23 +62,24 @@ def parsed(words: list[str]) -> argparse.Namespace:
 
 
 def test_the_plan_trains_each_model_once() -> None:
-    profile = config.make_profile({"lams": [0, 0.01, 0.1], "seeds": [3, 4], "few_classes": 5}, "test")
-    first, whole = sweep.plan(profile), sweep.plan(profile, 0.1)
-    assert list(first.tag) == ["lam0_seed3", "lam0.01_seed3", "lam0.1_seed3"]
-    assert list(whole.tag) == [
-        "zero-shot", "lam0_seed3", "lam0_seed4", "lam0.1_seed3", "lam0.1_seed4", "lam0_seed3_classes5",
-        "lam0.1_seed3_classes5", "lam0.01_seed3",
-    ]  # fmt: skip
-    assert list(whole.role) == ["headline"] * 5 + ["few classes"] * 2 + ["sweep"]
+    changes = {"lams": [0, 0.01, 0.1], "lam": 0.01, "seeds": [3, 4], "relations": [0.3], "image_lrs": [0]}
+    profile = config.make_profile(changes, "test")
+    first, whole = sweep.plan(profile), sweep.plan(profile, closed=0.1, relation=0.3)
+    swept = ["lam0_seed3", "lam0.01_seed3", "lam0.1_seed3", "lam0_seed3_relation0.3", "lam0_seed3_image0"]
+    assert list(first.tag) == swept and set(first.role) == {"sweep"}
+    headline = whole[whole.role == "headline"]
+    names = ["FLYP", "CMA", "CMA closed"]
+    names = [name for name in [*names, *(f"{name} + relation" for name in names)] for _ in profile.seeds]
+    assert list(headline.method) == ["zero-shot", *names]
     recipes = sweep.planned_jobs(whole, profile)
-    assert "zero-shot" not in recipes and len(recipes) == 7
-    assert recipes["lam0_seed4"] == profile.recipe(objective="clip", lam=0, seed=4)
-    few = recipes["lam0.1_seed3_classes5"]
-    assert few == profile.recipe(objective="cma", lam=0.1, seed=3, classes=5)
-    with pytest.raises(UserError, match="two fine-tunings are called 'lam0.1_seed3'"):
-        sweep.planned_jobs(
-            sweep.plan(config.make_profile({"lams": [0.1, 0.1], "seeds": [3]}, "test")), profile
-        )
+    assert (
+        "zero-shot" not in recipes and len(recipes) == 12 + 1
+    )  # all of the sweep but the locked tower is in both
+    assert recipes["lam0_seed4"] == profile.recipe(objective="clip", lam=0.0, seed=4)
+    kept = recipes["lam0.1_seed3_relation0.3"]
+    assert kept == profile.recipe(objective="cma", lam=0.1, seed=3, relation=0.3)
+    assert recipes["lam0_seed3_image0"] == profile.recipe(objective="clip", lam=0.0, seed=3, image_lr=0.0)
+    assert "CMA closed" not in set(sweep.plan(profile, closed=0.01).method)
 
 
 # --- carried out ---

@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tiny import one_thread  # noqa: F401 - a fixture
 
 from ood_utils import config, models, objectives, training
@@ -25,13 +26,15 @@ from ood_utils.training import batch_keys, fine_tune
 
 os.environ.setdefault(training.CUBLAS, ":4096:8")  # before any test touches a GPU: cuBLAS reads it once
 SHORT = {"steps": 6, "batch": 8, "lr": 1e-3, "warmup": 2}
+WORDS = ["moss", "fog", "an oar", "the nice quay"]
 ENDLESS = Recipe(**(SHORT | {"steps": 100_000}))
 
 
 def tuned(folder: Path, recipe: Recipe, **options: object) -> dict[str, torch.Tensor]:
     """The weights after a fine-tuning of the tiny model."""
     model = options.pop("model", None) or tiny.model()
-    fine_tune(model, tiny.tokenizer, tiny.images(), tiny.TEXTS, recipe, folder, progress=False, **options)
+    options = {"words": WORDS, "progress": False} | options
+    fine_tune(model, tiny.tokenizer, tiny.images(), tiny.TEXTS, recipe, folder, **options)
     return model.state_dict()
 
 
@@ -82,7 +85,8 @@ def tower_gradients(model: torch.nn.Module, recipe: Recipe) -> list[torch.Tensor
     distinct, inverse = labels.unique(return_inverse=True)
     training._train_mode(model)
     model.zero_grad()
-    rows = training.Towers(model, recipe)(images, tiny.tokenizer(tiny.TEXTS)[distinct], inverse)
+    image, text, scale = training.Towers(model, recipe)(images, tiny.tokenizer(tiny.TEXTS)[distinct])
+    rows = image, text[inverse], scale
     loss = objectives.parts(recipe.objective, *rows, lam=recipe.lam, seed=recipe.seed).loss
     loss.backward()
     return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
@@ -118,18 +122,53 @@ def test_chunks_give_the_gradient_of_the_whole_batch(objective: str, tower: str,
 def test_weight_decay_groups() -> None:
     model = tiny.model()
     by_id = {id(p): name for name, p in model.named_parameters()}
+    groups = training._optimiser(model, Recipe(weight_decay=0.2)).param_groups
     decayed, plain = (
-        [by_id[id(p)] for p in group["params"]]
-        for group in training._optimiser(model, Recipe(weight_decay=0.2)).param_groups
+        [by_id[id(p)] for group in groups for p in group["params"] if group["weight_decay"] == decay]
+        for decay in (0.2, 0)
     )
     assert "logit_scale" in plain and "ln_final.weight" in plain and "visual.conv1.weight" in decayed
     assert all(name.endswith(("bias", "weight", "scale")) for name in plain) and len(decayed) + len(
         plain
     ) == len(by_id)
-    paper = training._optimiser(model, Recipe(decay_all=True)).param_groups
-    assert (
-        len(paper[0]["params"]) == len(by_id) and paper[0]["weight_decay"] == 0.1 and not paper[1]["params"]
-    )
+    (paper,) = training._optimiser(model, Recipe(decay_all=True)).param_groups
+    assert len(paper["params"]) == len(by_id) and paper["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("image_lr,text_lr", [(0.0, None), (None, 0.0), (1e-5, 1e-3)])
+def test_each_tower_has_its_own_rate(tmp_path: Path, image_lr: float | None, text_lr: float | None) -> None:
+    before = {key: value.clone() for key, value in tiny.model().state_dict().items()}
+    after = tuned(tmp_path, Recipe(**SHORT, image_lr=image_lr, text_lr=text_lr))
+    moved = {key: float((after[key] - before[key]).abs().max()) for key in before if "running" not in key}
+    del moved["logit_scale"]
+    for tower, rate in ((True, image_lr), (False, text_lr)):
+        most = max(by for key, by in moved.items() if key.startswith("visual") == tower)
+        # AdamW moves a weight by at most about its rate a step, times 1 + decay
+        assert most == 0 if rate == 0 else 0 < most < 10 * SHORT["steps"] * (rate or SHORT["lr"])
+
+
+def test_relation_is_nothing_at_the_start_and_its_gradient_keeps_the_words_in_place(tmp_path: Path) -> None:
+    recipe = Recipe(**(SHORT | {"steps": 60}), objective="clip", relation=5.0, relation_words=3)
+    logs = []
+    for name, weight in {"without": 1e-9, "with": 5.0}.items():
+        tuned(tmp_path / name, recipe.model_copy(update={"relation": weight}))
+        logs.append(pd.read_parquet(tmp_path / name / "log.parquet"))
+    for log in logs:
+        assert abs(log.relation[0]) < 1e-6 and log.relation[1:].gt(0).all()
+    assert logs[1].relation[40:].mean() < 0.7 * logs[0].relation[40:].mean()
+    assert np.allclose(logs[1]["loss"], logs[1]["clip"] + 5 * logs[1].relation, atol=1e-5)
+    with pytest.raises(UserError, match="relation = 5 needs corpus words"):
+        tuned(tmp_path / "none", recipe, words=[])
+
+
+def test_wise_is_the_point_between_the_weights(tmp_path: Path) -> None:
+    start, whole = tiny.model().state_dict(), tuned(tmp_path / "whole", Recipe(**SHORT))
+    half = tuned(tmp_path / "half", Recipe(**SHORT, wise=0.25))
+    kept = load_file(tmp_path / "half/model.safetensors")
+    for key, value in start.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(half[key], 0.75 * value + 0.25 * whole[key], rtol=1e-5, atol=1e-7)
+            assert torch.equal(kept[key], half[key])
 
 
 # --- a run ---
@@ -146,7 +185,7 @@ def test_fine_tune_learns_logs_and_leaves_three_files(tmp_path: Path) -> None:
         "model.safetensors",
     ]
     pd.testing.assert_frame_equal(log, pd.read_parquet(tmp_path / "a/log.parquet"))
-    wanted = "step epoch lr loss clip lse_image lse_text positive scale gradient_norm seconds"
+    wanted = "step epoch lr loss clip lse_image lse_text positive scale relation gradient_norm seconds"
     assert (
         list(log) == wanted.split()
         and list(log.step) == list(range(1, 31))
@@ -248,11 +287,14 @@ DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("objective,save_every", [("cma", 1), ("m2mix", 2), ("clip", 4)])
+@pytest.mark.parametrize(
+    "options,save_every",
+    [({}, 1), ({"objective": "m2mix"}, 2), ({"objective": "clip"}, 4), ({"relation": 0.3, "wise": 0.5}, 2)],
+)
 def test_a_stopped_run_resumes_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, save_every: int, device: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], save_every: int, device: str
 ) -> None:
-    recipe = Recipe(objective=objective, **SHORT, deterministic=device == "cuda")
+    recipe = Recipe(**options, **SHORT, deterministic=device == "cuda")
     whole = tuned(tmp_path / "whole", recipe, device=device)
     advance = training.FineTuning.advance
     for last in (5, 2):
@@ -310,7 +352,7 @@ def test_sigkill_anywhere_then_resume_to_the_same_bits(tmp_path: Path) -> None:
         time.sleep(0.003)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    key = training.identity(ENDLESS, models.weights_hash(tiny.model()), tiny.images(), tiny.TEXTS)
+    key = training.identity(ENDLESS, models.weights_hash(tiny.model()), tiny.images(), tiny.TEXTS, [])
     state = training._read(folder, key)
     assert state is not None and 6 <= state["step"] < 1000 and not (folder / "model.safetensors").exists()
     # bring both to the same step: the killed one from its state, the other from the beginning
@@ -377,6 +419,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     arguments = (tiny.model(), tiny.tokenizer, tiny.images(), tiny.TEXTS)
     with pytest.raises(UserError, match="class texts"):
         fine_tune(*arguments[:3], tiny.TEXTS[:3], Recipe(**SHORT), tmp_path)
+    with pytest.raises(UserError, match="image_lr and text_lr are both 0"):
+        fine_tune(*arguments, Recipe(image_lr=0.0, text_lr=0.0), tmp_path)
     with pytest.raises(UserError, match="fp16.*CUDA"):
         fine_tune(*arguments, Recipe(precision="fp16"), tmp_path)
     if not torch.cuda.is_available():
@@ -400,6 +444,7 @@ PLANS = {
     "chunked": {"objective": "cma", "lam": 0.1, "chunk": 3},
     "m2mix": {"objective": "m2mix", "lam": 0.5},
     "clip": {"objective": "clip", "class_aware": True, "scale_mode": "frozen"},
+    "relation": {"objective": "clip", "relation": 0.5, "relation_words": 3, "image_lr": 0.0},
 }
 
 
@@ -407,10 +452,11 @@ def _plan(name: str, folder: str) -> dict[str, torch.Tensor]:
     model, recipe = tiny.model().double(), Recipe(**(SHORT | {"steps": 4}), **PLANS[name])
     images = tiny.images(dtype=torch.float64)  # 22 images: batches of 8, 8 and 6, and the next epoch
     log = fine_tune(
-        model, tiny.tokenizer, images, tiny.TEXTS, recipe, f"{folder}/{name}", progress=False, save_every=2
-    )
+        model, tiny.tokenizer, images, tiny.TEXTS, recipe, f"{folder}/{name}",
+        progress=False, save_every=2, words=WORDS,
+    )  # fmt: skip
     return {key: value for key, value in model.state_dict().items()} | {
-        key: torch.tensor(log[key].to_numpy()) for key in ("loss", "clip", "gradient_norm")
+        key: torch.tensor(log[key].to_numpy()) for key in ("loss", "clip", "relation", "gradient_norm")
     }
 
 

@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from ..errors import UserError
 from ..files import replacing
 
-VERSION = 1  # of the view recipe below; part of every fingerprint
+VERSION = 2  # of the view recipe below; part of every fingerprint
 CANVAS = 40  # pixels: side of a stored drawing
 SIDE = 32  # pixels: side of a view, the model's input
 EM = 26  # pixels: font size of a drawing; larger glyphs are shrunk until they fit
@@ -59,7 +59,7 @@ _DRAWS = {
     "clutter_drawing": 1, "angle": 1, "shift": 2, "scale": 1,
     "clutter_corner": 2, "clutter_angle": 1, "clutter_scale": 1, "clutter_there": 1,
     "dark": 1, "light": 1, "light_on_dark": 1, "ink_tint": 3, "paper_tint": 3, "uneven_light": 4,
-    "clutter_colour": 3, "unused": 2,
+    "clutter_colour": 3, "blur": 1, "contrast": 1, "exposure": 1, "noise": 1,
 }  # fmt: skip
 
 
@@ -88,11 +88,13 @@ class Concepts:
     """Who is in-distribution and who is not; every value is a tuple of character indices of the world.
 
     ``classes``: one tuple per ID class, look-alikes (same drawing, several names) together, the one with the
-    smallest codepoint first. ``sets``: OoD set -> characters; ``removed``: the same for those left out of it
-    because they are drawn exactly like an ID letter.
+    smallest codepoint first. ``twins``: per class the other characters of which a drawing, in whatever face,
+    is pixel for pixel one of the class's: its synonyms, in no set, neither negative label nor clutter.
+    ``sets``: OoD set -> characters; ``removed``: the same for the twins that would have been in it.
     """
 
     classes: tuple[tuple[int, ...], ...]
+    twins: tuple[tuple[int, ...], ...]
     sets: dict[str, tuple[int, ...]]
     removed: dict[str, tuple[int, ...]]
 
@@ -102,7 +104,7 @@ GROUPS = {
     "accented": "near", "scripts": "near",
     "arrows": "far", "braille": "far", "pictographs": "far", "syllabics": "far",
     "digits": "unseen", "photos": "unseen",
-    "val_accented": "validation", "val_symbols": "validation",
+    "val_accented": "validation", "val_symbols": "validation", "val_photos": "validation",
 }  # fmt: skip
 
 
@@ -204,17 +206,14 @@ def _set_of(codepoint: int, name: str) -> str | None:
     return None
 
 
-def _same_pixels(everything: World, letters: np.ndarray) -> pd.DataFrame:
-    """In how many text faces a character (row) and one of ``letters`` (column) are the same pixels.
-
-    Characters that are so with none in any face have no row.
-    """
+def _same_drawings(everything: World, letters: np.ndarray) -> pd.DataFrame:
+    """Every pair of equal drawings: columns character, face, and letter, letter_face of ``letters``."""
     pixels = [alpha.tobytes() for alpha in everything.alphas]
-    columns = {"face": everything.face, "pixels": pixels, "character": everything.character}
-    drawings = pd.DataFrame(columns).query(f"face < {len(TEXT_FACES)}")
-    of_letters = drawings[drawings["character"].isin(letters)].rename(columns={"character": "letter"})
-    pairs = drawings.merge(of_letters, on=["face", "pixels"])
-    return pd.crosstab(pairs["character"], pairs["letter"])
+    columns = {"character": everything.character, "face": everything.face, "pixels": pixels}
+    drawings = pd.DataFrame(columns)
+    of_letters = drawings[drawings["character"].isin(letters)]
+    of_letters = of_letters.rename(columns={"character": "letter", "face": "letter_face"})
+    return drawings.merge(of_letters, on="pixels").drop(columns="pixels")
 
 
 @lru_cache(maxsize=1)
@@ -225,17 +224,21 @@ def concepts() -> Concepts:
     whole = np.bincount(text, minlength=len(everything.names)) == len(TEXT_FACES)
     is_letter = [bool(_LETTER.match(name)) and " with " not in name for name in everything.names]
     letters = np.flatnonzero(whole & is_letter)
-    agreed = _same_pixels(everything, letters)
+    same = _same_drawings(everything, letters)
+    in_text = same[(same["face"] == same["letter_face"]) & (same["face"] < len(TEXT_FACES))]
+    agreed = pd.crosstab(in_text["character"], in_text["letter"]).loc[letters].to_numpy()
     # chained: whoever looks like one of a class belongs to it
-    count, group = connected_components(agreed.loc[letters].to_numpy() >= len(TEXT_FACES) / 2)
+    count, group = connected_components(agreed >= len(TEXT_FACES) / 2)
     classes = sorted(tuple(letters[group == k].tolist()) for k in range(count))
-    twins = set(agreed.index)  # equal to an ID letter in any face
+    others = same[~same["character"].isin(letters)]
+    of_class = [sorted(set(others["character"][others["letter"].isin(group)])) for group in classes]
+    twins = set(others["character"])
     sets: dict[str, tuple[int, ...]] = defaultdict(tuple)
     removed: dict[str, tuple[int, ...]] = defaultdict(tuple)
     for i in np.setdiff1d(range(len(everything.names)), letters).tolist():
         if label := _set_of(everything.codepoints[i], everything.names[i]):
             (removed if i in twins else sets)[label] += (i,)
-    return Concepts(tuple(classes), dict(sets), dict(removed))
+    return Concepts(tuple(classes), tuple(map(tuple, of_class)), dict(sets), dict(removed))
 
 
 def _random(seed: int, keys: Sequence[int]) -> tuple[SimpleNamespace, torch.Tensor]:
@@ -266,11 +269,10 @@ def _warp(alpha: np.ndarray, angle: torch.Tensor, scale: torch.Tensor, shift: to
     return F.grid_sample(torch.from_numpy(alpha[:, None]).float() / 255, grid, align_corners=False)
 
 
-def views(
-    alphas: np.ndarray, distractors: np.ndarray, keys: Sequence[int], seed: int = 0, noise: float = 0.12
-) -> torch.Tensor:
-    """Photograph drawings: colours, uneven light, rotation, a distractor glyph in a corner of 70 %, noise.
+def views(alphas: np.ndarray, distractors: np.ndarray, keys: Sequence[int], seed: int = 0) -> torch.Tensor:
+    """Photograph drawings: colours, uneven light, rotation, a distractor glyph in a corner of 70 %, quality.
 
+    Quality (blur, contrast, exposure, noise) is drawn for each image: like photographs, some are good ones.
     ``alphas`` (B, CANVAS, CANVAS) uint8, one per key; ``distractors`` (P, CANVAS, CANVAS) uint8, the pool to
     draw corner glyphs from. Returns (B, 3, SIDE, SIDE) float32 in [0, 1], a function of (seed, key) only.
     """
@@ -290,4 +292,11 @@ def views(
     image = F.interpolate(corners, size=(SIDE, SIDE), mode="bilinear", align_corners=True)
     image = image + clutter * (draw.clutter_colour[..., None, None] - image)
     image = image + main * (ink[..., None, None] - image)
-    return (image + noise * normal).clamp(0, 1)
+    blur, contrast, exposure, noise = (
+        one[..., None, None] for one in (draw.blur, draw.contrast, draw.exposure, draw.noise)
+    )
+    soft = F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    image = image + blur * (soft - image)
+    middle = image.mean((1, 2, 3), keepdim=True)
+    image = middle + (0.5 + 0.5 * contrast) * (image - middle) + 0.3 * (exposure - 0.5)
+    return (image + (0.02 + 0.18 * noise) * normal).clamp(0, 1)

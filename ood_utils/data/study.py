@@ -36,7 +36,8 @@ class ImageSet:
 
     ``dataset``: map-style, item -> (float32 (3, H, W) normalised, label); ``labels`` (n,) int64, -1 for OoD;
     ``ids``: a name per image; ``group``: id, near, far, unseen or validation; ``fingerprint``: hash of all
-    that decides the pixels.
+    that decides the pixels; ``clusters`` (n,) int64: rows that are resampled together, one number per ID
+    class, OoD character or name, photo block. None: by label in an ID set, each image alone in an OoD set.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ImageSet:
     labels: np.ndarray
     ids: list[str]
     fingerprint: str
+    clusters: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

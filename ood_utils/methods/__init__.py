@@ -20,7 +20,7 @@ class Evidence:
     """What there is to judge the images of one set by; what is None the study does not have.
 
     ``images`` (n, d), ``class_text`` (K, d), ``negative_text`` (M, d): unit rows; ``temperature`` divides
-    cosines.
+    cosines; ``beta`` weighs the negatives of "P - beta N".
     """
 
     images: np.ndarray
@@ -28,6 +28,14 @@ class Evidence:
     negative_text: np.ndarray | None = None
     temperature: float = 0.01
     groups: int = 1
+    beta: float = 1.0
+
+    @cached_property
+    def log_odds(self) -> np.ndarray:
+        """(n,) float64 NegLabel, shared by all methods that weigh ID texts against negatives."""
+        return scores.neglabel(
+            self.images, self.class_text, self.negative_text, self.temperature, self.groups
+        )
 
     @cached_property
     def cosines(self) -> np.ndarray:

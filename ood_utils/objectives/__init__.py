@@ -112,6 +112,23 @@ def contrast(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor | None =
     return Parts(clip, clip, lse_image, lse_text, positive, scale.detach())
 
 
+def relation(
+    image: Tensor, words: Tensor, frozen_image: Tensor, frozen_words: Tensor, scale: Tensor
+) -> Tensor:
+    """What a fine-tuning did to the images' relations with words: mean KL(before || after) over images, nats.
+
+    Each image's softmax over the same W words, before (``frozen_*``: the zero-shot model) and after; image
+    (B, d), words (W, d), unit rows, words without the ID names. Its own: 0 where nothing has moved. Used as a
+    term beside any objective; the words stand for all that is not ID. Ours; after "learning without
+    forgetting" (arXiv 1606.09282) and relation distillation (arXiv 1904.05068).
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        scale = scale.detach().to(image.dtype)
+        before = (scale * frozen_image @ frozen_words.T).log_softmax(1)
+        after = (scale * image @ words.T).log_softmax(1)
+    return (before.exp() * (before - after)).sum(1).mean()
+
+
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """Point on the arc from ``b`` (weight 0) to ``a`` (weight 1), row by row: m2-Mix's geodesic mixing.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from sklearn.metrics import roc_curve
 
 from ..metrics import ood_metrics
@@ -71,6 +72,25 @@ def results(frame: pd.DataFrame, title: str) -> Drawn:
         ax.xaxis.set_major_locator(plt.MaxNLocator(3))
     style.legend(figure, "FPR95: share of OoD accepted where 95 % of ID is accepted (lower = better)")
     return figure, mean
+
+
+def towers(swaps: pd.DataFrame, moved: pd.DataFrame, title: str) -> Drawn:
+    """Which tower did it, and who moved: bars of FPR95 by group and pair of towers, and of angles by point.
+
+    ``swaps``: columns towers, group, fpr95_id (a fraction); ``moved``: method, what, moved (degrees); rows of
+    several seeds give a bar's mean and its range. Data: panel, of, what, value.
+    """
+    left = swaps.rename(columns={"group": "what", "towers": "of", "fpr95_id": "value"}).assign(panel="FPR95")
+    right = moved.rename(columns={"method": "of", "moved": "value"}).assign(panel="moved")
+    figure, axes = style.panels(["FPR95 with NegLabel", "mean angle from the zero-shot place"], title, 2, 3.9)
+    for ax, frame, unit in zip(axes, (left, right), ("{x:.0%}", "{x:.0f}°"), strict=True):
+        bars = {"errorbar": ("pi", 100), "err_kws": {"linewidth": 1}}
+        bars |= {"palette": style.method_colours(frame["of"]), "saturation": 1}
+        sns.barplot(frame, x="value", y="what", hue="of", ax=ax, **bars)
+        ax.set(xlabel="", ylabel="")
+        ax.xaxis.set_major_formatter(unit)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize=8)
+    return figure, pd.concat([left, right])[["panel", "of", "what", "value"]]
 
 
 def lam_sweep(

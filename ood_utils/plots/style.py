@@ -16,8 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 ID, OOD, GREY, INK = "#0072B2", "#D55E00", "#7F7F7F", "0.25"
-METHOD_COLOURS = {"zero-shot": GREY, "FLYP": "#E69F00", "CMA": "#009E73", "m2-mix": "#CC79A7"}
-SPARE_COLOURS = ("#56B4E9", "#000000", "#0072B2", "#882255")
+METHOD_COLOURS = {
+    "zero-shot": GREY, "FLYP": "#E69F00", "CMA": "#009E73", "CMA closed": "#56B4E9",
+    "FLYP + relation": "#882255", "CMA + relation": "#CC79A7", "CMA closed + relation": "#000000",
+}  # fmt: skip
+SPARE_COLOURS = ("#F0E442", "#999933", "#44AA99", "#AA4499")
 WIDTH, PANEL = 9.0, 3.2  # inches: a notebook's text column; the height of one row of panels
 RC = {
     "axes.spines.top": False,
@@ -40,7 +43,7 @@ def look(group: str) -> dict[str, Any]:
 
 
 def method_colours(methods: Iterable[str]) -> dict[str, str]:
-    """Each method's colour, in order of appearance: fixed for four known ones, by position for others."""
+    """Each method's colour, in order of appearance: fixed for known ones, by position for others."""
     distinct = list(dict.fromkeys(methods))
     return {m: METHOD_COLOURS.get(m, SPARE_COLOURS[k % len(SPARE_COLOURS)]) for k, m in enumerate(distinct)}
 

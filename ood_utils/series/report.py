@@ -13,10 +13,12 @@ from .state import Notebook
 
 TEMPLATES = Path(__file__).parent / "templates"
 NOBODY = "by hand, or from an unfinished notebook"
+MARKDOWN = {"claim"}  # columns that hold sentences
 COLUMNS = {  # what a column's name does not say by itself
     "fpr95_id": "FPR95, ID positive: share of OoD accepted when 95 % of ID is accepted (lower is better)",
     "fpr95_ood": "FPR95, OoD positive: share of ID rejected when 95 % of OoD is rejected (lower is better)",
     "auroc": "area under the ROC curve, higher is better",
+    "centroid_gap": "distance between the mean image and the mean text",
     "aupr_in": "average precision with ID positive, higher is better",
     "aupr_out": "average precision with OoD positive, higher is better",
     "lam": "weight of the alignment term",
@@ -34,45 +36,27 @@ def build(folder: Path, series: Sequence[Notebook] = ()) -> bool:
         raise UserError(f"{folder} holds no run (no run.json); `python -m ood_utils list` shows the runs")
     shown = [p for kind in ("figures", "tables", "results") for p in sorted((folder / kind).glob("*"))]
     stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in shown]
-    own = [files.file_hash(path) for path in (Path(__file__), *sorted(TEMPLATES.iterdir()))]
-    key, index = files.hash_of([record, stats, own]), folder / "index.html"
+    code = (Path(__file__), Path(__file__).with_name("page.py"), *sorted(TEMPLATES.iterdir()))
+    key, index = files.hash_of([record, stats, [files.file_hash(p) for p in code]]), folder / "index.html"
     if index.is_file() and key in index.read_text(encoding="utf-8")[:200]:
         return False
+    from . import page  # nbconvert takes two seconds to load
+
     for copy in sorted((folder / "notebooks").glob("*.ipynb")):
         if ".partial" not in copy.name:
-            files.atomic_write(copy.with_suffix(".html"), notebook_page(copy))
+            files.atomic_write(copy.with_suffix(".html"), page.notebook(copy))
     files.atomic_write(index, _index(folder, record, {n.name: n.question for n in series}, key))
     return True
-
-
-def notebook_page(path: Path) -> str:
-    """An executed notebook as one HTML page: figures inside, solutions folded, every figure with a text."""
-    import nbformat
-    from nbconvert import HTMLExporter
-    from pygments.formatters import HtmlFormatter
-
-    notebook = nbformat.read(path, as_version=4)
-    heading, prose = path.stem, ""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            heading = ([heading] + re.findall(r"^#+ +(.+)$", cell.source, re.M))[-1].strip()
-            prose += cell.source
-        for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                output.metadata.setdefault("image/png", {}).setdefault("alt", f"Figure: {heading}")
-    colours = HtmlFormatter().get_style_defs(".highlight")
-    words = {"template_name": "basic", "template_file": "notebook.html.j2"}
-    exporter = HTMLExporter(extra_template_paths=[str(TEMPLATES)], **words)
-    resources = {"title": path.stem, "maths": "$" in prose, "colours": colours}
-    return exporter.from_notebook_node(notebook, resources=resources)[0]
 
 
 def _index(folder: Path, record: dict[str, Any], questions: dict[str, str], key: str) -> str:
     import jinja2
 
+    from . import page
+
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
-    filters = {"words": lambda name: name.replace("_", " "), "cell": _cell, "join": _join, "json": json.dumps}
-    environment.filters |= filters
+    filters = {"cell": _cell, "join": _join, "json": json.dumps, "markdown": page.html}
+    environment.filters |= filters | {"words": lambda name: name.replace("_", " ")}
     owner = {path: name for name, entry in record["notebooks"].items() for path in entry.get("outputs", {})}
     pictures = sorted((folder / "figures").glob("*.png"))
     tables = sorted((folder / "tables").glob("*.csv"))
@@ -82,9 +66,11 @@ def _index(folder: Path, record: dict[str, Any], questions: dict[str, str], key:
         record=record,
         notebooks=[(name, questions.get(name) or name) for name in names],
         pages={path.name for path in (folder / "notebooks").glob("*.html")},
-        numbers={name: _numbers(folder / "results" / f"{name}.json") for name in names},
+        numbers={name: _numbers(_results(folder, name)) for name in names},
         headline=folder / "figures" / "headline.png" in pictures,
         headlines=[_table(path, 60) for path in tables if path.stem == "headline"],
+        answer=[text for name in names for text in _results(folder, name).get("answer", [])],
+        answers=[_table(path, 60) for path in tables if path.stem == "answer"],
         interactive=sorted((folder / "figures").glob("*.html")),
         figures=[{"path": path, "owner": owner.get(f"figures/{path.name}", NOBODY)} for path in pictures],
         tables=[_table(path, 12) for path in tables],
@@ -92,11 +78,15 @@ def _index(folder: Path, record: dict[str, Any], questions: dict[str, str], key:
     )
 
 
-def _numbers(path: Path) -> list[tuple[str, Any]]:
-    """(name, value) of the single values of a results file; lists are left to the tables."""
+def _results(folder: Path, notebook: str) -> dict[str, Any]:
+    results = files.read_json(folder / "results" / f"{notebook}.json")
+    return {name: value for name, value in results.items() if name != "provenance"}
+
+
+def _numbers(results: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(name, value) of the single values of a notebook's results; lists are left to the tables."""
     import pandas as pd
 
-    results = {name: value for name, value in files.read_json(path).items() if name != "provenance"}
     flat = [row for one in pd.json_normalize(results, sep=" ").to_dict("records") for row in one.items()]
     return [(name, value) for name, value in flat if value is not None and not isinstance(value, list | dict)]
 
@@ -106,10 +96,13 @@ def _table(path: Path, limit: int) -> dict[str, Any]:
     import pandas as pd
     from pandas.io.formats.style import Styler
 
+    from . import page
+
     frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
     right = {name: [{"selector": "", "props": "text-align:right"}] for name in frame.select_dtypes("number")}
     style = Styler(frame.head(limit), uuid=f"{path.stem}-{limit}", cell_ids=False).hide(axis="index")
-    html = style.format(_cell, na_rep="", escape="html").set_table_styles(right).to_html()
+    style = style.format(_cell, na_rep="", escape="html").set_table_styles(right)
+    html = style.format(page.html, subset=[*MARKDOWN & {*frame}], na_rep="").to_html()
     words = {*frame.columns, *frame.select_dtypes(exclude="number").astype(str).to_numpy().ravel()}
     notes = [f"{name}: {text}." for name, text in COLUMNS.items() if name in words]
     notes += [f"First {limit} of {len(frame)} rows."] if len(frame) > limit else []

@@ -15,7 +15,7 @@ from PIL import Image
 
 from .. import config, store
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import atomic_write, read_json
 
 LIMIT = 3_000_000  # bytes in all: it lies in git
 KEPT = (
@@ -26,6 +26,7 @@ STUB = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Left out</title><p>The interactive globe '
     "(5 MB) is left out of the committed run; <code>make reproduce</code> writes it.</p></html>\n"
 )
+LINK = re.compile(r',?\s*<a href="([^"#:]+)">[^<]*</a>')  # a word that is a link, with its comma
 EMBEDDED = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=\s]+")
 
 
@@ -49,19 +50,13 @@ def _kept(path: Path) -> bytes | str:
 
 
 def headline_table(folder: Path) -> str:
-    """Markdown: FPR95 (ID positive) with its interval / AUROC in percent of each method; then the claims."""
-    frame = pd.read_csv(folder / "tables" / "headline.csv")
-    percent = 100 * frame[["fpr95_id", "fpr95_id_low", "fpr95_id_high", "auroc"]].to_numpy()
-    frame["cell"] = ["{:.1f} [{:.1f}, {:.1f}] / {:.1f}".format(*row) for row in percent]
-    methods = frame["method"].unique()
-    lines = ["| OoD set | group | " + " | ".join(methods) + " |", "|---|---|" + "---|" * len(methods)]
-    for (name, group), rows in frame.groupby(["set", "group"], sort=False):
-        bold = "**" if rows["average"].iloc[0] else ""
-        cells = rows.set_index("method")["cell"][methods]
-        lines.append(f"| {bold}{name}{bold} | {group} | " + " | ".join(cells) + " |")
-    claims = pd.read_csv(folder / "tables" / "claims.csv")
-    question = "Does the paper's order, CMA < FLYP < zero-shot in FPR95, hold here?"
-    return "\n".join([*lines, "", question, "", *claims["claim"]])
+    """Markdown: what the report opens with, the answer and its table; then the claims behind it."""
+    frame = pd.read_csv(folder / "tables" / "answer.csv")
+    lines = ["| " + " | ".join(frame.columns) + " |", "|---" * len(frame.columns) + "|"]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False)]
+    answer = read_json(folder / "results" / "04_ood_detection.json")["answer"]
+    claims = pd.read_csv(folder / "tables" / "claims.csv")["claim"]
+    return "\n\n".join([*answer, "\n".join(lines), "\n".join(claims)])
 
 
 def update_readme(readme: Path, folder: Path) -> None:
@@ -76,13 +71,16 @@ def update_readme(readme: Path, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Copy the named run. Raises UserError if it is not done or too large for git."""
     words = sys.argv[1:] if argv is None else argv
-    source, target = store.OUTPUTS / (words[0] if words else "glyphs"), store.OUTPUTS / "reference"
+    source, target = store.OUTPUTS / (words[0] if words else "glyphs-full"), store.OUTPUTS / "reference"
     record = store.read_record(source)
     if record.get("status") != "done":
         raise UserError(f"run {source} is not done; finish it with `make reproduce` first")
     shutil.rmtree(target, ignore_errors=True)
     for path in (path for pattern in KEPT for path in source.glob(pattern)):
         atomic_write(target / path.relative_to(source), _kept(path))
+    index = target / "index.html"
+    whole = LINK.sub(lambda link: link[0] if (target / link[1]).exists() else "", index.read_text())
+    atomic_write(index, whole)
     size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
     if size > LIMIT:
         much = f"{target} has {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}"
@@ -92,4 +90,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as mistake:
+        print(f"reference: {mistake}", file=sys.stderr)
+        sys.exit(2)

@@ -21,12 +21,13 @@ def count(profile: Profile) -> int:
 
 def study(profile: Profile, classes: int) -> Study:
     """Views of the world's drawings, and two sets unseen by pretraining; test faces are never trained on."""
-    from ..glyph_sets import digits, drawn, photos
+    from ..glyph_sets import digits, drawn, photos, validation_photos
     from ..glyph_world import GROUPS, TEST_FACES, TRAIN_FACES, VALIDATION_FACES, concepts, world
 
     known, names, seed = concepts(), world().names, profile.data_seed
-    groups = [known.classes[i] for i in subset(len(known.classes), profile.id_classes, seed)]
-    groups = [groups[i] for i in subset(len(groups), classes, seed)]
+    kept = subset(len(known.classes), profile.id_classes, seed)
+    kept = kept[subset(len(kept), classes, seed)]
+    groups = [known.classes[i] for i in kept]
     label = {c: k for k, group in enumerate(groups) for c in group}
     first = [group[0] for group in groups]
 
@@ -43,10 +44,10 @@ def study(profile: Profile, classes: int) -> Study:
     sets = [views(name, known.sets[name], faces[GROUPS[name]], most) for name in named]
     return Study(
         class_names=[names[c] for c in first],
-        synonyms=[[names[c] for c in group[1:]] for group in groups],
+        synonyms=[[names[c] for c in (*known.classes[i][1:], *known.twins[i])] for i in kept],
         train=views("train", sorted(label), TRAIN_FACES, profile.train_images),
         id_val=views("id_val", first, VALIDATION_FACES, repeats=profile.id_views),
         id_test=views("id_test", first, TEST_FACES, repeats=profile.id_views),
         corpus=load_corpus(profile, [(name, "noun") for name in names]),
-        **by_use([*sets, digits(most, seed), photos(most, seed)]),
+        **by_use([*sets, digits(most, seed), photos(most, seed), validation_photos(most, seed)]),
     )

@@ -13,6 +13,7 @@ from ..corpus import load_corpus, synonyms
 from ..paths import class_folders, folder_need, images_below, listed, listed_images
 from ..study import Need, Study, by_use, subset
 
+PARTS = ("imagenet/train", "imagenet/val")
 LISTS = "benchmark_imglist/imagenet"
 # set -> (group, folder below data_root, OpenOOD list or "", images expected); core_methods 8.1 and 8.2
 SETS = {
@@ -57,16 +58,7 @@ def needs(profile: Profile) -> Iterator[Need]:
     yield folder_need("data_root", profile.data_root, "give -p data_root=FOLDER, or write it in the profile")
     if root.is_dir():
         yield Need(None, f"{shutil.disk_usage(root).free / 2**30:.0f} GiB free at {root}")
-    known, wanted = set(wnids()), profile.id_classes or 1000
-    for part in ("imagenet/train", "imagenet/val"):
-        names = {p.name for p in (root / part).glob("*") if p.is_dir()}
-        if foreign := sorted(names - known):  # labels are positions: one foreign folder would shift them
-            first = f"{len(foreign)} folders whose names are no ImageNet-1k wnid, first '{foreign[0]}'"
-            remedy = "name each class folder by its wnid (n01440764, ...) and move all others away"
-            yield Need(False, f"{root / part}: {first}", remedy, "WRONG")
-        found = len(names & known)
-        enough = found >= wanted if profile.id_classes else found == wanted
-        yield Need(enough, f"{root / part}: {found} of {wanted} class folders", SOURCES[part])
+    yield from _class_needs(profile, root)
     lists = ["val_imagenet.txt", *(row[2] for row in SETS.values() if row[2])]
     gone = [name for name in lists if not (root / LISTS / name).is_file()]
     what = f"{len(lists) - len(gone)} of {len(lists)} image lists in {root / LISTS}"
@@ -94,10 +86,11 @@ def study(profile: Profile, classes: int) -> Study:
 
     train_view, view = transforms(profile.model, profile.pretrained, profile.crop_scale)
     root, seed = Path(profile.data_root).expanduser(), profile.data_seed
-    train, val = root / "imagenet/train", root / "imagenet/val"
+    train, val = (root / part for part in PARTS)
     names, paths, labels = class_folders(train)
-    val_names, val_paths, val_labels = class_folders(val)
-    _check_wnids(profile, {train: names, val: val_names})
+    _, val_paths, val_labels = class_folders(val)
+    if lacking := [need for need in _class_needs(profile, root) if not need.ok]:
+        raise UserError(f"{lacking[0].what}; {lacking[0].remedy}")
     kept = subset(len(names), classes or profile.id_classes, seed)
     held = {Path(path).name for path in listed(root / LISTS / "val_imagenet.txt")}
     is_held = np.array([p.name in held for p in val_paths])
@@ -120,20 +113,17 @@ def study(profile: Profile, classes: int) -> Study:
     )
 
 
-def _check_wnids(profile: Profile, found: dict[Path, list[str]]) -> None:
-    """UserError unless train and val hold exactly the same wnids: labels are positions in the sorted list."""
+def _class_needs(profile: Profile, root: Path) -> Iterator[Need]:
+    """Whether train and val hold the same wnids, and enough of them: labels are positions in their list."""
+    train, val = ({p.name for p in (root / part).glob("*") if p.is_dir()} for part in PARTS)
     known = set(wnids())
-    wanted, why = known, "id_classes = 0 takes all"
-    if profile.id_classes:
-        wanted, why = set().union(*found.values()) & known, "train and val together"
-    for folder, names in found.items():
-        if foreign := sorted(set(names) - known):
-            first = f"first {foreign[0]!r}; move them away"
-            raise UserError(f"{folder} has {len(foreign)} folders that are no ImageNet-1k wnid, {first}")
-        has = f"{folder} has {len(names)} class folders"
-        if gone := sorted(wanted - set(names)):
-            remedy = f"complete it, {gone[0]!r} is missing for one, or correct data_root"
-            raise UserError(f"{has}, not {len(wanted)} ({why}); {remedy}")
-        if len(names) < profile.id_classes:
-            remedy = "complete train and val, lower id_classes, or correct data_root"
-            raise UserError(f"{has}, fewer than id_classes = {profile.id_classes}; {remedy}")
+    wanted = (train | val) & known if profile.id_classes else known
+    for name, found in zip(PARTS, (train, val), strict=True):
+        if foreign := sorted(found - known):
+            first = f"{len(foreign)} folders whose names are no ImageNet-1k wnid, first '{foreign[0]}'"
+            remedy = "name each class folder by its wnid (n01440764, ...) and move all others away"
+            yield Need(False, f"{root / name}: {first}", remedy, "WRONG")
+        gone, most = sorted(wanted - found), max(len(wanted), profile.id_classes)
+        has = f"{root / name}: {len(found & known)} of {most} class folders"
+        lacks = f" ('{gone[0]}' is missing for one)" if gone else ""
+        yield Need(len(found & known) == most, has + lacks, SOURCES[name])
