@@ -59,6 +59,14 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
         add_train_arguments(train)
         train.set_defaults(act=train_command)
+    short = "write a study of embeddings from an image lane; see `ood embed --help`"
+    embed = commands.add_parser("embed", help=short, formatter_class=layout)
+    if words[:1] == ["embed"]:
+        from . import share
+
+        embed.description = share.EMBED
+        share.add_arguments(embed)
+        embed.set_defaults(act=share.command)
     commands.add_parser("pretrain", help="train GlyphCLIP from scratch; see `ood pretrain --help`")
     return main
 

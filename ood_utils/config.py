@@ -136,7 +136,7 @@ class Profile(TrainingValues):
 
     title: str = Field("", description="one line shown in the report")
     data: Annotated[str, _one_of("data/lanes")] = Field("glyphs", description="where images come from")
-    data_root: str = Field("", description="folder of the images (folder and imagenet)")
+    data_root: str = Field("", description="folder of the images, or of study.yaml")
     ood_roots: dict[str, str] = Field({}, description="folder lane: OoD set name -> folder of images")
     ood_groups: dict[str, Literal["near", "far", "unseen", "validation"]] = Field(
         {}, description="OoD set name -> near, far, unseen or validation"
@@ -187,12 +187,23 @@ class Profile(TrainingValues):
     minutes: dict[str, float] = Field({}, description="expected minutes of each notebook, by its number")
     timeout_minutes: float = Field(60, gt=0, description="wall-clock limit of one notebook, minutes")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Given embeddings are their own starting weights."""
+        if values.get("data") == "embeddings":
+            own = {"model": "residual-64", "pretrained": values.get("data_root") or "none"}
+            return own | values
+        return values
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.batch % self.processes:
             raise ValueError(f"batch = {self.batch} cannot be shared evenly by processes = {self.processes}")
         if lost := set(self.ood_groups) - set(self.ood_roots) if self.data == "folder" else set():
             raise ValueError(f"ood_groups names {sorted(lost)}, which ood_roots does not have")
+        if (self.data == "embeddings") != self.model.startswith("residual-"):
+            raise ValueError(f"model = {self.model!r} does not go with data = {self.data!r}; leave model out")
         return self
 
     def recipe(self, **changes: Any) -> Recipe:

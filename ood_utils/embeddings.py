@@ -105,6 +105,11 @@ def too_many(paths: Sequence[str], share: float, images: int, name: str) -> None
 # --- encoding ---
 
 
+def laid_out(images: Tensor) -> Tensor:
+    """A batch as the encoders like it in memory: images (b, 3, H, W) channels last, vectors as they are."""
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
+
+
 def _unit(features: Sequence[Tensor], model: nn.Module, what: str) -> np.ndarray:
     """float32 unit rows as numpy; UserError if a feature is not finite or has no direction."""
     if not features:
@@ -153,7 +158,7 @@ def encode_images(
         if lost and unreadable is None:
             raise UserError(f"image {lost[0][1]} cannot be read; replace it or pass a list for such images")
         if images is not None:
-            images = images.to(device, dtype, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            images = laid_out(images.to(device, dtype, non_blocking=True))
             with torch.autocast(device.split(":")[0], half or torch.bfloat16, enabled=half is not None):
                 found.append(encoder(images).float())  # stays on the device: reading it would wait for it
         if bar is not None:

@@ -92,22 +92,26 @@ def linear_separability(images: np.ndarray, texts: np.ndarray) -> float:
     """Balanced accuracy, on a held-out 20 %, of a logistic regression that tells images from texts.
 
     1 = a hyperplane parts the modalities, 0.5 = it cannot (Shi et al. 2023; Fahim et al. 2024). Give each
-    text once: a text in both halves would leak. At most 5,000 random rows of either are used.
+    text once: a text in both halves would leak. At most 5,000 random rows of either are used. Of fewer than
+    5 images or texts each part in turn is held out.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
-    from sklearn.model_selection import train_test_split
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     images, texts = unit_rows(images=images, texts=texts)
-    if min(len(images), len(texts)) < 5:
-        raise UserError("linear_separability holds 20 % out: give at least 5 images and 5 texts.")
+    if (few := min(len(images), len(texts))) < 2:
+        raise UserError("linear_separability holds rows out: give at least 2 images and 2 texts.")
     rng = np.random.default_rng(0)
     groups = [rows[rng.permutation(len(rows))[:5000]] for rows in (images, texts)]
     x, y = np.concatenate(groups), np.repeat([0, 1], [len(rows) for rows in groups])
-    x, x_out, y, y_out = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
+    if few < 5:
+        folds = StratifiedKFold(few, shuffle=True, random_state=0)
+        return float(balanced_accuracy_score(y, cross_val_predict(model, x, y, cv=folds)))
+    x, x_out, y, y_out = train_test_split(x, y, test_size=0.2, stratify=y, random_state=0)
     return float(balanced_accuracy_score(y_out, model.fit(x, y).predict(x_out)))
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.transforms import CenterCrop, Compose, Normalize, RandomResizedCrop, Resize, v2
 
+from . import residual
 from .errors import UserError, nearest
 from .files import file_hash, replacing
 
@@ -169,8 +170,10 @@ def load(
     ``pretrained``: "builtin" (GlyphCLIP's own weights), "random", a path to safetensors or a state dict, or
     an open_clip tag. QuickGELU weights (all of OpenAI's) are refused under a name without it (open_clip only
     warns, and the features are then wrong: mlfoundations/open_clip#771). Raises UserError with the nearest
-    names.
+    names. "residual-64" is a model on given embeddings: ``pretrained`` is their study or a checkpoint.
     """
+    if name.startswith(residual.PREFIX):
+        return _residual(name, Path(pretrained), device)
     config = model_config(name)
     path, tag = source(name, pretrained)
     quick = tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
@@ -190,8 +193,21 @@ def load(
     return model.eval(), transforms(name, pretrained)[1], tokenizer
 
 
+def _residual(name: str, path: Path, device: str) -> tuple[nn.Module, Callable, residual.RowTokenizer]:
+    """As ``load``: the start is built from a study.yaml, a checkpoint holds its own texts."""
+    if path.suffix == ".safetensors":
+        model = residual.like(name, _read(path)[0])
+        _load_weights(model, path, name)
+    else:
+        model = residual.start(name, path)
+    tokenizer = residual.RowTokenizer(model)
+    return model.to(device).eval(), residual.no_image, tokenizer
+
+
 def source(name: str, pretrained: str) -> tuple[Path | None, str | None]:
     """(path, tag) of the weights, one of them None, both for "random"; UserError for neither file nor tag."""
+    if name.startswith(residual.PREFIX):
+        return Path(pretrained), None
     if name == "GlyphCLIP" and pretrained == "builtin":
         return GLYPH_WEIGHTS, None
     if pretrained == "random":
@@ -230,7 +246,7 @@ class Network:
                 path = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(self.name, tag)))
             except (OSError, RuntimeError) as fault:
                 raise _not_had(self.name, tag, fault) from None
-        if path is None:
+        if path is None or self.name.startswith(residual.PREFIX):  # a study's files decide, not its yaml
             return weights_hash(self.parts[0])
         if not path.is_file():
             _read(path)  # says what is wrong

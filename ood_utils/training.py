@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from . import files, models, objectives
 from .config import Recipe, TrainingValues
 from .data import ImageSet
-from .embeddings import Tolerant, collate, resolve_device, too_many
+from .embeddings import Tolerant, collate, laid_out, resolve_device, too_many
 from .errors import UserError
 from .provenance import provenance
 
@@ -203,8 +203,7 @@ class FineTuning:
         """One optimiser step; the log row waits on the device."""
         recipe = self.recipe
         torch.manual_seed((recipe.seed * SEED_STRIDE + self.step) * self.world + self.rank)
-        images = images.to(self.device, self.model.logit_scale.dtype, non_blocking=True)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = laid_out(images.to(self.device, self.model.logit_scale.dtype, non_blocking=True))
         distinct, inverse = labels.unique(return_inverse=True)  # on the CPU: a GPU would have to end first
         tokens, inverse = self.tokens[distinct], inverse.to(self.device, non_blocking=True)
         words = self._draw_words()

@@ -168,7 +168,7 @@ def test_summary_carries_the_papers_sign_and_agrees_with_its_parts():
         (lambda i, t, y: geometry.alignment(i, t), "matched has 12 rows for 120 images"),
         (lambda i, t, y: geometry.margins(i, y + 1, t), "labels must be 120 numbers in"),
         (lambda i, t, y: geometry.uniformity(i[:1]), "at least two rows"),
-        (lambda i, t, y: geometry.linear_separability(i, t[:3]), "at least 5"),
+        (lambda i, t, y: geometry.linear_separability(i, t[:1]), "at least 2"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -5,12 +5,14 @@ alone: workers, processes and resumed runs all see the same pictures.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from .. import registry
 from ..config import Profile
+from ..errors import UserError
 from .study import ImageSet, Need, Study, examples, picture
 
-__all__ = ["ImageSet", "Need", "Study", "examples", "load", "needs", "picture"]
+__all__ = ["ImageSet", "Need", "Study", "examples", "load", "needs", "picture", "require"]
 
 
 def load(profile: Profile, classes: int = 0) -> Study:
@@ -28,3 +30,12 @@ def needs(profile: Profile) -> Iterator[Need]:
     yield from registry.find("data/lanes", profile.data).needs(profile)
     if profile.corpus != "names":
         yield corpus_need(profile.corpus)
+
+
+def require(profile: Profile, name: str) -> None:
+    """UserError naming the first thing that a profile needs on disk and that is wanting there."""
+    for need in needs(profile):
+        if need.ok is False:
+            what = f"profile {Path(name).stem}: {need.fault.lower()}: {need.what}; {need.remedy}"
+            ask = f"`python -m ood_utils check --profile {name}` lists all that is needed"
+            raise UserError(f"{what}; {ask}")

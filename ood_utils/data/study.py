@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -102,8 +103,16 @@ def subset(count: int, most: int, seed: int) -> np.ndarray:
 
 
 def picture(image_set: ImageSet, index: int) -> np.ndarray:
-    """One image for looking at: (H, W, 3) float in [0, 1], its normalisation undone by its own range."""
-    pixels = image_set.dataset[index][0].permute(1, 2, 0).numpy()
+    """One image for looking at: (H, W, 3) float in [0, 1], its normalisation undone by its own range.
+
+    An embedding, which cannot be looked at, is a grey tile: its numbers row by row.
+    """
+    pixels = image_set.dataset[index][0].numpy()
+    if pixels.ndim == 1:
+        side = math.ceil(math.sqrt(len(pixels)))
+        tile = np.pad(pixels, (0, side * side - len(pixels)), constant_values=pixels.max())
+        pixels = np.tile(tile.reshape(1, side, side), (3, 1, 1))
+    pixels = pixels.transpose(1, 2, 0)
     low, high = pixels.min(), pixels.max()
     return (pixels - low) / max(high - low, 1e-6)
 

@@ -92,9 +92,10 @@ def room(profile: Profile) -> dict[str, float]:
 
     from .. import models, sweep
 
+    given = profile.data == "embeddings"
     with torch.device("meta"):  # sizes without the memory
-        model, _, _ = models.load(profile.model, "random", device="meta")
-    width = models.model_config(profile.model)["embed_dim"]
+        model, _, _ = models.load(profile.model, profile.pretrained if given else "random", device="meta")
+    width = model.visual.output_dim if given else models.model_config(profile.model)["embed_dim"]
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**30
     count = sweep.plan(profile, profile.lam).query("method != 'zero-shot'").tag.nunique()
     at_once = 1 if profile.processes > 1 or profile.device == "cuda" else max(1, profile.parallel)
@@ -128,6 +129,8 @@ def weights_need(profile: Profile) -> Need:
     from .. import models
 
     what = f"weights of {profile.model}: {profile.pretrained}"
+    if profile.data == "embeddings":
+        return Need(None, f"no weights: {profile.model} starts from the embeddings themselves")
     try:
         models.model_config(profile.model)
         path, tag = models.source(profile.model, profile.pretrained)

@@ -42,7 +42,7 @@ def run_series(
     series = state.find(config.ROOT / "notebooks")
     chosen = state.choose(series, only)
     name = store.run_name(run, profile)
-    _check_needs(values, profile)
+    data.require(values, profile)
     folder = store.OUTPUTS / name
     if str(profile) not in config.profile_names():
         profile = str(config.profile_file(profile))
@@ -67,15 +67,6 @@ def run_series(
         finally:
             _finish(folder, record, inputs)
     return folder
-
-
-def _check_needs(values: Profile, profile: str) -> None:
-    """UserError naming the first thing that the profile needs on disk and that is not there."""
-    for need in data.needs(values):
-        if need.ok is False:
-            what = f"profile {Path(profile).stem}: {need.fault.lower()}: {need.what}; {need.remedy}"
-            ask = f"`python -m ood_utils check --profile {profile}` lists all that is needed"
-            raise UserError(f"{what}; {ask}")
 
 
 def _finish(folder: Path, record: dict[str, Any], inputs: Inputs) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import errors, files, provenance
+from .. import errors, files, provenance, registry
 from ..config import PACKAGE, Profile
 from ..errors import UserError
 from ..files import hash_of
@@ -119,6 +119,8 @@ class Inputs:
         self.common = {"profile": profile.key(), "module": module_hash(PACKAGE)}
         self.common["versions"] = hash_of(provenance.versions())
         names = [profile.data_root, *profile.ood_roots.values(), profile.corpus, profile.pretrained]
+        lane = registry.find("data/lanes", profile.data)
+        names += lane.reads(profile) if hasattr(lane, "reads") else []
         paths = [Path(name) for name in names if name and Path(name).is_absolute()]
         self.outside = [(str(path), tree_hash(path)) for path in paths if path.exists()]
 
