@@ -150,7 +150,7 @@ def test_the_whole_series_runs_on_a_written_study(written: Path, both: dict, tmp
     found = json.loads((folder / "results/02_train_aligned.json").read_text())
     assert found["CMA_centroid_gap"] < found["FLYP_centroid_gap"]
     assert found["FLYP_accuracy"] >= found["zero-shot_accuracy"] - 0.05
-    assert {"zero-shot", "FLYP", "CMA"} == set(pd.read_parquet(folder / "tables/leaderboard.parquet").method)
+    assert {"zero-shot", "FLYP", "CMA"} <= set(pd.read_parquet(folder / "tables/leaderboard.parquet").method)
 
 
 given = pytest.mark.skipif(
