@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # of a profile: where images come from and how they are read
 OF_IMAGES = (
     "title data data_root ood_roots ood_groups id_classes id_views ood_images train_images pretrained "
-    "ensemble crop_scale corpus corpus_words conjugated embed_batch max_unreadable processes parallel "
-    "workers compile device minutes timeout_minutes"
+    "ensemble crop_scale image_lrs corpus corpus_words conjugated embed_batch max_unreadable processes "
+    "parallel workers compile device minutes timeout_minutes"
 ).split()
 
 
@@ -99,7 +99,7 @@ def _study_file(study: data.Study, embedded: StudyEmbeddings, profile: Profile) 
 
 def _files(name: str, one: EmbeddedSet) -> dict[str, str]:
     columns = {"ids": "id"} | ({"labels": "label"} if one.group == "id" else {})
-    columns |= {"clusters": "cluster"} if getattr(one, "clusters", None) is not None else {}
+    columns |= {"clusters": "cluster"} if one.clusters is not None else {}
     named = {key: f"{name}.parquet:{column}" for key, column in columns.items()}
     return {"group": one.group, "images": f"{name}.npy", **named}
 
@@ -112,8 +112,8 @@ def _write_set(folder: Path, name: str, one: EmbeddedSet) -> None:
     import pandas as pd
 
     columns = {"label": one.labels, "id": one.ids}
-    if (clusters := getattr(one, "clusters", None)) is not None:
-        columns["cluster"] = clusters
+    if one.clusters is not None:
+        columns["cluster"] = one.clusters
     pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet")
     _half(folder / f"{name}.npy", one.rows)
 

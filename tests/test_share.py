@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from ood_utils import __main__ as cli
-from ood_utils import config, data, embeddings, leaderboard, share, store
+from ood_utils import config, data, embeddings, geometry, leaderboard, share, store
 from ood_utils.errors import UserError
 from ood_utils.tools import real_clip
 
@@ -53,6 +53,7 @@ def test_the_written_study_is_the_image_lane_s_in_float16(
         other = given[name]
         assert np.load(written / f"{name}.npy").dtype == np.float16
         assert (other.group, other.ids, other.labels.tolist()) == (one.group, one.ids, one.labels.tolist())
+        assert (other.together == one.together).all()
         assert np.abs(other.rows - one.rows).max() < 10 * HALF
     assert np.abs(given.class_text - images.class_text).max() < 10 * HALF
     assert np.abs(given.corpus_text - images.corpus_text).max() < 10 * HALF
@@ -149,7 +150,7 @@ def test_the_whole_series_runs_on_a_written_study(written: Path, both: dict, tmp
     found = json.loads((folder / "results/02_train_aligned.json").read_text())
     assert found["CMA_centroid_gap"] < found["FLYP_centroid_gap"]
     assert found["FLYP_accuracy"] >= found["zero-shot_accuracy"] - 0.05
-    assert {"zero-shot", "FLYP", "CMA"} == set(pd.read_parquet(folder / "tables/leaderboard.parquet").method)
+    assert {"zero-shot", "FLYP", "CMA"} <= set(pd.read_parquet(folder / "tables/leaderboard.parquet").method)
 
 
 given = pytest.mark.skipif(
@@ -171,10 +172,10 @@ def test_real_clip_shows_what_its_readme_and_the_docs_say(tmp_path: Path) -> Non
     gap = real_clip.gap_measures(pairs[0], np.arange(500), pairs[1])
     assert gap["centroid_gap"] == pytest.approx(0.851, abs=5e-4)
     assert gap["accuracy"] == pytest.approx(0.552) and gap["separability"] == 1
-    structure = real_clip.logit_structure(found["id_test"].rows, found.class_text, found.negative_text)
-    assert 0.6 < structure["offset_ratio"] < 0.9 and 1.5 < structure["within_sd"] < 2.1
-    half = real_clip.logit_structure(pairs[0][:250], pairs[1][:250], pairs[1][250:])
-    assert half["offset_ratio"] == pytest.approx(0.33, abs=0.01) and half["within_sd"] == pytest.approx(
+    structure = geometry.logit_structure(found["id_test"].rows, found.class_text, found.negative_text)
+    assert 0.6 < structure["offset_ratio"] < 0.9 and 1.5 < structure["negative_sd"] < 2.1
+    half = geometry.logit_structure(pairs[0][:250], pairs[1][:250], pairs[1][250:])
+    assert half["offset_ratio"] == pytest.approx(0.33, abs=0.01) and half["negative_sd"] == pytest.approx(
         4.4, abs=0.05
     )
 
@@ -198,16 +199,6 @@ def test_the_whole_series_runs_on_real_clip(tmp_path: Path) -> None:
     assert found["01_modality_gap"]["zero_shot_accuracy"] == 1
     assert found["01_modality_gap"]["centroid_gap"] > 0.8
     assert found["02_train_aligned"]["CMA_centroid_gap"] < found["02_train_aligned"]["FLYP_centroid_gap"]
-
-
-def test_logit_structure_in_closed_form() -> None:
-    """Two negatives at offset +-1 logit of an image's own mean: within-image sd 1; means +-2: ratio 2."""
-    negative = np.array([[1.0, 0, 0], [-1.0, 0, 0]])
-    images = np.array([[0.01, 0.02, 0.0], [0.01, -0.02, 0.0]])
-    moved = negative + np.array([0.0, 1, 0])
-    found = real_clip.logit_structure(images, np.array([[0.0, 1, 0]]), moved)
-    assert found["within_sd"] == pytest.approx(1) and found["offset_ratio"] == pytest.approx(2)
-    assert found["correlation"] == pytest.approx(1)
 
 
 def test_the_paper_lane_is_written_with_its_ensemble_and_adjectives(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import logsumexp
 
 from .. import data, embeddings, geometry, leaderboard, sphere
 from ..config import ROOT, load_profile
@@ -72,21 +71,6 @@ def photos(folder: Path, given: Path, keep: float) -> tuple[StudyEmbeddings, pd.
     return found, leaderboard.image_scores({("zero-shot", 0): found}, profile).table()
 
 
-def logit_structure(
-    images: np.ndarray, id_text: np.ndarray, negative_text: np.ndarray, scale: float = 100.0
-) -> dict[str, float]:
-    """How the logits of ID images lie: what a stand-in of CLIP must show for NegLabel to be of use.
-
-    ``offset_ratio``: sd over images of the mean negative logit, over the mean within-image sd of the negative
-    logits; ``correlation`` over images of P and N, the log-sum-exp of ID and negative logits; ``within_sd``.
-    """
-    negative = scale * images @ negative_text.T
-    within = float(negative.std(1).mean())
-    both = logsumexp(scale * images @ id_text.T, axis=1), logsumexp(negative, axis=1)
-    ratio = float(negative.mean(1).std()) / within
-    return {"offset_ratio": ratio, "correlation": float(np.corrcoef(*both)[0, 1]), "within_sd": within}
-
-
 def gap_measures(images: np.ndarray, labels: np.ndarray, class_text: np.ndarray) -> dict[str, float]:
     """Centroid gap, RMG, separability and accuracy, and the gap as three pictures draw it."""
     found = geometry.summary(images, labels, class_text)
@@ -126,16 +110,18 @@ def _structures(
     """``logit_structure`` of both lists, of a fourth class (cars), and of half the pairs against the rest."""
     test = found["id_test"].rows
     rows = {
-        f"photographs, {len(e.negatives):,} negatives": logit_structure(test, e.class_text, e.negative_text)
+        f"photographs, {len(e.negatives):,} negatives": geometry.logit_structure(
+            test, e.class_text, e.negative_text
+        )
         for e in (few, found)
     }
     words = [word for word, _ in found.corpus]
     car = found.corpus_text[[words.index("car_(automobile)")]]
     others = [i for i in found.negatives.indices if words[i] not in ("car_(automobile)", "Car")]
     four = np.concatenate([test, found["carsgraz"].rows]), np.concatenate([found.class_text, car])
-    rows["the same, cars a fourth class"] = logit_structure(*four, found.corpus_text[others])
+    rows["the same, cars a fourth class"] = geometry.logit_structure(*four, found.corpus_text[others])
     half = len(pairs[0]) // 2
-    rows["COCO, half of the captions against the rest"] = logit_structure(
+    rows["COCO, half of the captions against the rest"] = geometry.logit_structure(
         pairs[0][:half], pairs[1][:half], pairs[1][half:]
     )
     return rows

@@ -107,9 +107,6 @@ def _check_prompts(given: VectorStudy, profile: Profile) -> None:
 def _image_set(name: str, rows: Rows) -> ImageSet:
     from ..vector_rows import VectorRows
 
-    more = {}
-    if rows.clusters is not None and "clusters" in ImageSet.__dataclass_fields__:
-        more["clusters"] = rows.clusters
     dataset = VectorRows(rows.images, rows.labels)
     fingerprint = digest(name, rows.images.shape, rows.images, rows.labels)
-    return ImageSet(name, rows.group, dataset, rows.labels, rows.ids, fingerprint, **more)
+    return ImageSet(name, rows.group, dataset, rows.labels, rows.ids, fingerprint, rows.clusters)
