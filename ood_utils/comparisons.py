@@ -187,8 +187,8 @@ def order_claims(
 def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
     """NegLabel by what is in the list: a book whose "methods" are the lists and whose "scores" the models.
 
-    So ``leaderboard.differences`` compares two lists. "clean" is the models' own list; one that equals it is
-    left out. "OoD names out" looks at the test images' names, as a user cannot.
+    So ``leaderboard.differences`` compares two lists. "clean" is the models' own list; one that equals it or
+    is empty is left out. "OoD names out" looks at the test images' names, as a user cannot.
     """
     first = next(iter(models.values()))
     position = {word: i for i, (word, _) in enumerate(first.corpus)}
@@ -208,9 +208,8 @@ def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
         "all ID names added": clean + named,
         "OoD names out (looks at the test)": [i for i in clean if first.corpus[i][0] not in shown],
     }
-    lists = {
-        name: list_ for name, list_ in lists.items() if name == "clean" or sorted(list_) != sorted(clean)
-    }
+    other = {name: of for name, of in lists.items() if of and sorted(of) != sorted(clean)}
+    lists = {"clean": clean} | other
     counts = np.stack([np.bincount(of, minlength=len(first.corpus)) for of in lists.values()], axis=1)
     book = leaderboard.image_scores(models, profile, names=["Energy"])  # P, in units of a cosine
     sets = {name: first[name] for name in ("id_test", *book.ood)}

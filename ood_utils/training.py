@@ -95,18 +95,27 @@ class Towers(nn.Module):
         encode = partial(checkpoint, tower, use_reentrant=False) if self.chunk else tower
         return torch.cat([encode(part) for part in rows.split(self.chunk or size)])
 
-    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit rows of images and texts, and the scale: see the class."""
+    def _unit(self, encode: Callable[[], Tensor], device: torch.device) -> Tensor:
+        with torch.autocast(device.type, self.half or torch.bfloat16, enabled=self.half is not None):
+            rows = encode()
+        return F.normalize(rows.to(self.model.logit_scale.dtype), dim=-1)  # float32, or float64 in tests
+
+    def images(self, images: Tensor) -> Tensor:
+        """Unit rows (b, d) of images."""
+        return self._unit(lambda: self._encode(self.model.encode_image, images, len(images)), images.device)
+
+    def texts(self, tokens: Tensor) -> Tensor:
+        """Unit rows (u, d) of texts."""
         # like lengths together: less padding, same result; on CUDA the launches of three groups cost more
         order = (tokens != 0).sum(1).argsort(stable=True)
         group = max(32, -(-len(tokens) // 3)) if tokens.device.type == "cpu" else len(tokens)
-        with torch.autocast(images.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
-            # texts first: encode_text waits for the device, which here has little queued
-            text = self._encode(partial(models.encode_text, self.model), tokens[order], group)
-            image = self._encode(self.model.encode_image, images, len(images))
-        wide = self.model.logit_scale.dtype  # float32, or float64 in tests
-        image, text = F.normalize(image.to(wide), dim=-1), F.normalize(text.to(wide), dim=-1)
-        return image, text[order.argsort()], self.model.logit_scale.exp()
+        encode = partial(models.encode_text, self.model)
+        return self._unit(lambda: self._encode(encode, tokens[order], group), tokens.device)[order.argsort()]
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit rows of images and texts, and the scale: see the class."""
+        text = self.texts(tokens)  # first: encode_text waits for the device, which here has little queued
+        return self.images(images), text, self.model.logit_scale.exp()
 
 
 def _train_mode(model: nn.Module) -> None:
@@ -178,6 +187,10 @@ class FineTuning:
             copy.deepcopy(model).eval().requires_grad_(False) if frozen else None
         )  # the zero-shot model
         self.words = words if recipe.relation else None
+        if recipe.relation:
+            with torch.no_grad():
+                parts = (part.to(self.device) for part in words.split(512))
+                self.frozen_words = torch.cat([Towers(self.frozen, recipe).texts(part) for part in parts])
         self.optimiser = _optimiser(model, recipe)
         self.scaler = torch.amp.GradScaler("cuda", enabled=recipe.precision == "fp16")
         self.towers = Towers(model, recipe)
@@ -206,7 +219,8 @@ class FineTuning:
         images = laid_out(images.to(self.device, self.model.logit_scale.dtype, non_blocking=True))
         distinct, inverse = labels.unique(return_inverse=True)  # on the CPU: a GPU would have to end first
         tokens, inverse = self.tokens[distinct], inverse.to(self.device, non_blocking=True)
-        words = self._draw_words()
+        drawn = self._draw_words()
+        words = self.words[drawn] if len(drawn) else tokens[:0]
         peers = labels.to(self.device, non_blocking=True) if recipe.class_aware else None
         image, text, scale = self.towers(images, torch.cat([tokens, words]).to(self.device))
         pairs, about = text[inverse], text[len(distinct) :]
@@ -220,7 +234,7 @@ class FineTuning:
             seed=recipe.seed,
             step=self.step,
         )
-        kept = self._relation(images, image, words, about) if len(words) else torch.zeros_like(parts.loss)
+        kept = self._relation(images, image, about, drawn) if len(drawn) else torch.zeros_like(parts.loss)
         share = rate(self.step, self.steps, recipe.warmup)
         for group in self.optimiser.param_groups:
             group["lr"] = share * group["peak"]
@@ -241,22 +255,20 @@ class FineTuning:
         values = torch.stack([part.detach() for part in logged])
         self.waiting.append(([self.step, epoch, recipe.lr * share, self.clock - began], values))
 
-    def _draw_words(self) -> Tensor:
-        """Tokens of the step's corpus words: a function of (seed, step), alike on every rank; or none."""
+    def _draw_words(self) -> np.ndarray:
+        """Which corpus words the step looks at: a function of (seed, step), alike on every rank; or none."""
         if self.words is None:
-            return self.tokens[:0]
+            return np.array([], dtype=int)
         rng = np.random.default_rng([self.recipe.seed, self.step])
-        count = min(self.recipe.relation_words, len(self.words))
-        return self.words[np.sort(rng.permutation(len(self.words))[:count])]
+        return np.sort(rng.permutation(len(self.words))[: self.recipe.relation_words])
 
-    def _relation(self, images: Tensor, image: Tensor, words: Tensor, about: Tensor) -> Tensor:
+    def _relation(self, images: Tensor, image: Tensor, about: Tensor, drawn: np.ndarray) -> Tensor:
         """``objectives.relation`` of this rank's images; a locked image tower is not run again."""
-        recipe, no_images = self.recipe, images[:0]
         with torch.no_grad():
-            before = Towers(self.frozen, recipe)
-            frozen_image, frozen_words, scale = before(no_images if recipe.image_lr == 0 else images, words)
-        frozen_image = image.detach() if recipe.image_lr == 0 else frozen_image
-        return objectives.relation(image, about, frozen_image, frozen_words, scale)
+            locked = self.recipe.image_lr == 0
+            before = image.detach() if locked else Towers(self.frozen, self.recipe).images(images)
+        scale = self.frozen.logit_scale.exp()
+        return objectives.relation(image, about, before, self.frozen_words[drawn], scale)
 
     def flush(self) -> None:
         """Read the waiting log rows from the device; UserError as soon as a loss is not finite."""
