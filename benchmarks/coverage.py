@@ -1,4 +1,4 @@
-"""How often 95 % intervals hold the truth: `python -m benchmarks.coverage SEEDS CLASSES [TIMES]`.
+"""How often 95 % intervals hold the truth: `python -m benchmarks.coverage [SEEDS CLASSES TIMES]`.
 
 Two methods are trained on some seeds and score images of some ID classes and as many OoD characters. What a
 score is made of is Gaussian, so the difference of AUROC and FPR95 that all seeds, classes and images together
@@ -38,19 +38,13 @@ def truth(sd: tuple[float, ...]) -> np.ndarray:
 def trial(sd: tuple[float, ...], seeds: int, classes: int, draws: int, rng: np.random.Generator) -> ScoreBook:
     """The scores that one experiment would see: methods a and b, each trained ``seeds`` times."""
     full = (2, seeds, classes, IMAGES)  # method, seed, class, image
-    shapes = (
-        (1, 1, classes, 1),
-        (2, 1, classes, 1),
-        (2, seeds, 1, 1),
-        (2, seeds, classes, 1),
-        (1, 1, *full[2:]),
-        full,
-    )
-    both = [
-        (centre[:, None, None, None] + sum(rng.normal(0, *part) for part in zip(sd, shapes, strict=True)))
-        for centre in CENTRES
-    ]
-    inside, outside = (scores.reshape(2 * seeds, -1) for scores in both)
+    which = "0010 1010 1100 1110 0011 1111".split()  # along which of these each of PARTS differs
+    shapes = [np.where([digit == "1" for digit in word], full, 1) for word in which]
+    both = []
+    for centre in CENTRES:
+        parts = [rng.normal(0, one, shape) for one, shape in zip(sd, shapes, strict=True)]
+        both.append((centre[:, None, None, None] + sum(parts)).reshape(2 * seeds, -1))
+    inside, outside = both
     keys = [(method, seed, "score") for method in "ab" for seed in range(seeds)]
     together = np.repeat(np.arange(classes), IMAGES)
     return ScoreBook(keys, inside, {"set": outside}, {"set": "near"}, draws, together, {"set": together})
@@ -79,7 +73,8 @@ def measure(
 
 def main() -> None:
     """Print the share of intervals that hold the truth, AUROC / FPR95, in every world."""
-    seeds, classes, times = [int(word) for word in (*sys.argv[1:], 1000)[:3]]
+    given = [int(word) for word in sys.argv[1:]]
+    seeds, classes, times = (*given, *(3, 40, 1000)[len(given) :])
     error = 196 * (0.95 * 0.05 / times) ** 0.5  # per cent
     print(f"{seeds} seeds, {classes} classes of {IMAGES} images, {times} trials, +- {error:.1f}")
     for world, sd in WORLDS.items():

@@ -200,7 +200,7 @@ def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
 
     lists = {
         "clean": clean,
-        "15 % kept": mined(keep=0.15, keep_counts={}),
+        "15 % kept": mined(keep=max(0.15, 1 / len(clean)), keep_counts={}),
         "all kept": mined(keep=1.0, keep_counts={}),
         "synonyms and twins left in": mined(replace(first, synonyms=[[] for _ in first.class_names])),
         "not cleaned": mined(cleaned=False),
@@ -262,23 +262,6 @@ def who_moved(models: ByMethod, start: StudyEmbeddings) -> pd.DataFrame:
             change = nearest(embedded, name, now) - nearest(start, name, before[name])
             rows.append([method, seed, name, float(angle), change])
     return pd.DataFrame(rows, columns=["method", "seed", "what", "moved", "to_id_texts"])
-
-
-def own_names(models: ByMethod) -> pd.DataFrame:
-    """Mean cosine of an image to its own name: columns method, seed, set, group, id_cosine, ood_cosine.
-
-    Only OoD images whose id begins with a word of the corpus ("name · where from") count; empty without any.
-    """
-    rows = []
-    for (method, seed), embedded in models.items():
-        position = {word: i for i, (word, _) in enumerate(embedded.corpus)}
-        own = float((embedded["id_test"].rows * embedded.matched_text).sum(1).mean())
-        for name, ood in embedded.of_split().items():
-            words = np.array([position.get(i.split(" · ")[0], -1) for i in ood.ids])
-            if (named := words >= 0).any():
-                cosine = float((ood.rows[named] * embedded.corpus_text[words[named]]).sum(1).mean())
-                rows.append([method, seed, name, ood.group, own, cosine])
-    return pd.DataFrame(rows, columns=["method", "seed", "set", "group", "id_cosine", "ood_cosine"])
 
 
 def worst_mistakes(embedded: StudyEmbeddings, profile: Profile, count: int = 10) -> pd.DataFrame:

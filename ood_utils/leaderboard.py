@@ -103,17 +103,16 @@ class ScoreBook:
         for name, ood in self.ood.items():
             rows = [metrics.ood_metrics(*both).values() for both in zip(self.id, ood, strict=True)]
             found[name] = pd.DataFrame(rows).to_numpy()
-        return self._with_averages(found)
+        means = {
+            group: np.mean([found[name] for name in sets], axis=0) for group, sets in self.averages.items()
+        }
+        return found | {f"average {group}": mean for group, mean in means.items()}
 
     @cached_property
     def resampled(self) -> dict[str, np.ndarray]:
-        """Set or "average <group>" -> (M, draws, 5): the bootstrap, the same images in every row."""
+        """Set -> (M, draws, 5): the bootstrap, the same images in every row, the same ID images in all."""
         clusters = self.id_clusters, self.ood_clusters
-        return self._with_averages(metrics.bootstrap_draws(self.id, self.ood, self.draws, 0, *clusters))
-
-    def _with_averages(self, by_set: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        members = {f"average {group}": sets for group, sets in self.averages.items()}
-        return by_set | {name: np.mean([by_set[s] for s in sets], axis=0) for name, sets in members.items()}
+        return metrics.bootstrap_draws(self.id, self.ood, self.draws, 0, *clusters)
 
     def estimate(self, name: str, a: Mapping[int, int], b: Mapping[int, int] | None = None) -> Estimate:
         """The five metrics on a set or "average <group>": means over seeds with intervals, each (5,).
@@ -121,15 +120,18 @@ class ScoreBook:
         ``a``: seed -> row, as ``rows`` gives them; with ``b``: a minus b, seed by seed where both have the
         same seeds.
         """
-        points, draws = self.points[name], self.resampled[name]
+        sets = self.averages[name.removeprefix("average ")] if name not in self.ood else [name]
+        found = self.points, self.resampled
         if b and a.keys() == b.keys():
             first, second = _together(a, b)
-            parts = [(points[first] - points[second], draws[first] - draws[second])]
+            parts = [[np.stack([of[x][first] - of[x][second] for x in sets], axis=-2) for of in found]]
         else:
             rows = [(1, list(a.values())), (-1, list((b or {}).values()))]
-            parts = [(sign * points[of], sign * draws[of]) for sign, of in rows if of]
-        clusters = dict(zip(self.sets["set"], self.sets["clusters"], strict=True))
-        return metrics.over_images_and_seeds(parts, clusters[name])
+            parts = [
+                [np.stack([sign * of[x][r] for x in sets], axis=-2) for of in found] for sign, r in rows if r
+            ]
+        images = self._sizes
+        return metrics.over_images_and_seeds(parts, [min(images[""][1], images[x][1]) for x in sets])
 
     def table(self) -> pd.DataFrame:
         """The leaderboard: one row per method, seed, score and set.
@@ -190,7 +192,8 @@ def summarise(book: ScoreBook) -> pd.DataFrame:
     """Mean over seeds: the columns of ``ScoreBook.table`` without ``seed``, plus ``seeds``, ``<metric>_std``.
 
     ``_low``/``_high`` cover other images and other seeds (one seed: images only). ``_std`` is the sample
-    standard deviation over seeds (NaN for one seed).
+    standard deviation over seeds (NaN for one seed). Where every draw sits on a bound (FPR95 = 0), the
+    interval is that point, which is no proof.
     """
     every = pd.DataFrame(list(dict.fromkeys((m, s) for m, _, s in book.keys)), columns=["method", "score"])
     rows = [book.rows(*key) for key in every.itertuples(index=False)]

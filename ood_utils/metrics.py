@@ -176,7 +176,7 @@ def bootstrap_draws(
     draw; each draw's thresholds are those of its own images. Draw b takes the same images for all M scorings,
     and the same ID images for all sets, so any difference or mean of the results is a paired or shared
     bootstrap, exact on ties. The draws of a set depend on ``seed``, its name and its clusters alone.
-    Raises UserError as ``ood_metrics`` and for clusters of another length.
+    Raises UserError as ``ood_metrics`` and for clusters of another length or of no such set.
     """
     if n < 1:
         raise UserError(f"n is {n}, but a bootstrap needs at least one draw; give a number such as 1000.")
@@ -184,23 +184,29 @@ def bootstrap_draws(
     outside = {name: _rows(scores, f"ood_scores[{name!r}]") for name, scores in _as_sets(ood_scores).items()}
     if wrong := [name for name, scores in outside.items() if len(scores) != len(inside)]:
         raise UserError(f"{wrong[0]!r} has not {len(inside)} scorings as the ID set; score every set alike.")
-    ood_clusters = ood_clusters if isinstance(ood_clusters, Mapping) else {"ood": ood_clusters}
+    if not isinstance(ood_clusters, Mapping):
+        ood_clusters = {} if ood_clusters is None else {"ood": ood_clusters}
+    if unknown := [name for name in ood_clusters if name not in outside]:
+        raise UserError(
+            f"ood_clusters name {unknown[0]!r}, but ood_scores {sorted(outside)}; name one of them."
+        )
     id_codes = cluster_codes(id_clusters, inside.shape[1], "id_clusters")
     sorted_id = [_Distinct(scores, id_codes) for scores in inside]
     step = max(1, _ELEMENTS // max(scores.shape[1] for scores in (inside, *outside.values())))
-    pairs, ood_counts, parts = {}, {}, {}
+    pairs, ood_counts = {}, {}
     for name, scores in outside.items():
         codes = cluster_codes(ood_clusters.get(name), scores.shape[1], f"ood_clusters[{name!r}]")
         pairs[name] = [_Pair(i, _Distinct(o, codes)) for i, o in zip(sorted_id, scores, strict=True)]
         ood_counts[name] = _counts(codes.max() + 1, n, step, (seed, zlib.crc32(name.encode())))
-        parts[name] = []
+    draws, done = {name: np.empty((len(inside), n, len(METRICS))) for name in outside}, 0
     for id_part in _counts(id_codes.max() + 1, n, step, (seed, 0)):
         cumulated = [scoring.cumulate(id_part) for scoring in sorted_id]  # once, for all sets
+        block = slice(done, done := done + len(id_part))
         for name, generator in ood_counts.items():
             ood_part = next(generator)
-            both = zip(pairs[name], cumulated, strict=True)
-            parts[name].append(np.stack([pair.draw(*c, *pair.ood.cumulate(ood_part)) for pair, c in both]))
-    return {name: np.concatenate(part, axis=1) for name, part in parts.items()}
+            for row, (pair, of_id) in enumerate(zip(pairs[name], cumulated, strict=True)):
+                draws[name][row, block] = pair.draw(*of_id, *pair.ood.cumulate(ood_part))
+    return draws
 
 
 def cluster_codes(clusters: Any, n: int, name: str = "clusters") -> np.ndarray:
@@ -218,25 +224,36 @@ def cluster_codes(clusters: Any, n: int, name: str = "clusters") -> np.ndarray:
     return codes if codes.max() else np.arange(n)
 
 
-def over_images_and_seeds(parts: Sequence[tuple[np.ndarray, np.ndarray]], clusters: int) -> Estimate:
-    """Means over seeds with what other seeds, classes and images would have made of them.
+def over_images_and_seeds(
+    parts: Sequence[tuple[np.ndarray, np.ndarray]], clusters: Sequence[int]
+) -> Estimate:
+    """Means over seeds and sets, with what other seeds, classes and images would have made of them.
 
-    Each part is (points (S, ...), draws (S, n, ...)): S trainings and the bootstrap of each, draw b being of
-    the same images in all of them. The value is the sum over parts of the mean over S: differences of matched
-    seeds are one part, else a and minus b are two. A part of one training adds nothing for its seed.
-    ``clusters``: how many were resampled, the fewest of ID or a set.
+    Each part is (points (S, J, m), draws (S, n, J, m)): m metrics of S trainings on J sets and their
+    bootstrap, draw b being of the same images in all of them. The value (m,) is the sum over parts of the
+    mean over S and J: differences of matched seeds are one part, else a and minus b are two. A part of one
+    training adds nothing for its seed. ``clusters`` (J,): how many were resampled, of ID or of the set
+    whichever are fewer.
 
     The variance of images, that of the mean draw, holds what images do to all seeds alike and to each apart.
     The variance of seeds, s^2 / S, holds the latter again: only its excess over that is added (two-way
     clustering: Cameron, Gelbach, Miller 2011; resampling both at once counts it three times: Owen 2007). The
-    interval is Student's, its degrees of freedom Satterthwaite's from clusters - 1 and S - 1. A difference of
-    rounding (below 1e-12) is 0. How often the interval holds the truth: ``python -m benchmarks.coverage``.
+    interval is Student's, its degrees of freedom Satterthwaite's from S - 1 and from clusters - 1 by each
+    set's share of the variance. A difference of rounding (below 1e-12) is 0. How often the interval holds the
+    truth: ``python -m benchmarks.coverage``.
     """
-    value = sum(points.mean(axis=0) for points, _ in parts)
+    value = sum(points.mean(axis=(0, 1)) for points, _ in parts)
     value = np.where(np.abs(value) < 1e-12, 0.0, value)
-    images = sum(draws.mean(axis=0) for _, draws in parts).var(axis=0, ddof=1)
-    seeds, spread = np.zeros_like(images), images**2 / max(clusters - 1, 1)
+    by_set = sum(draws.mean(axis=0) for _, draws in parts)  # (n, J, m)
+    by_set = by_set - by_set.mean(axis=0)
+    drawn, freedom = by_set.mean(axis=1), np.maximum(np.asarray(clusters) - 1, 1)
+    images = drawn.var(axis=0, ddof=1)
+    shares = np.einsum("njm,nm->jm", by_set, drawn) / (len(drawn) - 1) / len(clusters)  # their sum is images
+    # shared ID images: an average knows no more of them than one set does
+    spread = np.maximum((shares**2 / freedom[:, None]).sum(axis=0), images**2 / freedom.max())
+    seeds = np.zeros_like(images)
     for points, draws in parts:
+        points, draws = points.mean(axis=1), draws.mean(axis=2)
         if (count := len(points)) > 1:
             between = points.var(axis=0, ddof=1) / count
             apart = (draws - draws.mean(axis=1, keepdims=True)).var(axis=0, ddof=1).mean(axis=0) / count

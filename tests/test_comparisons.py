@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ood_utils import comparisons, data, embeddings, models
+from ood_utils import comparisons, data, embeddings, models, scores
 from ood_utils.config import load_profile
 from ood_utils.embeddings import EmbeddedSet, StudyEmbeddings
 
@@ -59,22 +59,49 @@ def test_a_perfect_world_is_found_perfect(world) -> None:
     assert np.isnan(comparisons.validation_auroc(replace(world.embedded, sets=without), world.profile))
 
 
-def test_negative_lists_tell_a_leak_from_a_clean_list(world) -> None:
-    assert set(world.embedded.negatives.words) == {"dune", "elm", "fog", "gate"}  # and not "bees"
-    table = comparisons.negative_lists({("zero-shot", 0): world.embedded}, world.profile).set_index("list")
-    assert table.fpr95_id["clean"] == 0 and (table.auroc <= 1).all()
-    assert table.words["all ID names added"] == 4 + 3
-    assert table.auroc["all ID names added"] <= table.auroc["clean"]
+def test_a_list_s_scores_are_those_of_neglabel(world) -> None:
+    """Every list at once, by counts of words, against the module's NegLabel with that list alone."""
+    book = comparisons.negative_lists({("zero-shot", 0): world.embedded}, world.profile)
+    lists = dict.fromkeys(name for name, _, _ in book.keys)
+    assert {"clean", "every 20th ID name added", "all ID names added", "not cleaned"} <= set(lists)
+    clean, named = list(world.embedded.negatives.indices), [WORDS.index(name) for name in WORDS[:3]]
+    cases = {
+        "clean": clean,
+        "every 20th ID name added": clean + named[:1],
+        "all ID names added": clean + named,
+    }
+    cases["OoD names out (looks at the test)"] = [i for i in clean if WORDS[i] not in WORDS[4:]]
+    for name, indices in cases.items():
+        if not indices:
+            assert name not in lists
+            continue
+        inside, outside = book.scores(name, "zero-shot", 0)
+        text = world.embedded.corpus_text[indices]
+        for found, part in {"id_test": inside, **outside}.items():
+            rows = world.embedded[found].rows
+            alone = scores.neglabel(rows, world.embedded.class_text, text, world.profile.temperature)
+            np.testing.assert_allclose(part, alone, atol=1e-7)
 
 
-def test_own_names_are_the_cosine_to_the_true_word(world) -> None:
-    table = comparisons.own_names({("zero-shot", 0): world.embedded})
-    assert list(table.set) == ["near_set", "far_set"] and (table.ood_cosine > 0.9).all()
-    rows, text = world.embedded["near_set"].rows, world.embedded.corpus_text
-    first, second = rows[::2] @ text[WORDS.index("dune")], rows[1::2] @ text[WORDS.index("elm")]
-    assert table.ood_cosine[0] == pytest.approx(np.concatenate([first, second]).mean(), abs=1e-5)
-    nameless = {name: replace(s, ids=["nameless"] * 60) for name, s in world.embedded.sets.items()}
-    assert comparisons.own_names({("zero-shot", 0): replace(world.embedded, sets=nameless)}).empty
+def test_the_images_of_one_model_meet_the_texts_of_another(world) -> None:
+    other = replace(
+        world.embedded, class_text=-world.embedded.class_text, corpus_text=-world.embedded.corpus_text
+    )
+    mixed = comparisons.swapped(world.embedded, other)
+    assert mixed.sets is world.embedded.sets and np.array_equal(mixed.class_text, other.class_text)
+    assert np.array_equal(mixed.negative_text, other.negative_text)
+
+
+def test_who_moved_is_an_angle_and_a_change_of_cosine(world) -> None:
+    start = world.embedded
+    turned = {n: replace(s, rows=_unit(s.rows + start.class_text[0])) if s.group == "far" else s
+              for n, s in start.sets.items()}  # fmt: skip
+    found = comparisons.who_moved({("moved", 0): replace(start, sets=turned)}, start).set_index("what")
+    assert np.allclose(found.moved.drop("far images"), 0, atol=0.1)  # degrees; acos near 1 in float32
+    rows = start["far_set"].rows
+    angle = np.degrees(np.arccos((rows * turned["far_set"].rows).sum(1))).mean()
+    assert found.moved["far images"] == pytest.approx(angle, abs=1e-3)
+    assert found.to_id_texts["far images"] > 0.3 and abs(found.to_id_texts["near images"]) < 1e-6
 
 
 def test_the_worst_mistake_is_the_planted_one(world) -> None:
@@ -146,6 +173,6 @@ def test_the_order_holds_where_both_are_better_and_fails_where_one_is_worse() ->
     lines, answers = comparisons.order_claims(pd.DataFrame(rows), words)
     assert list(answers.values()) == ["holds", "does not hold", "not settled", "not settled"]
     assert lines[0].startswith(
-        "- **near**: the order holds. CMA against FLYP in FPR95 (NegLabel, average near): better: "
+        "- **near, NegLabel**: the order holds. CMA against FLYP in FPR95 (NegLabel, average near): better: "
     )
     assert "the order does not hold" in lines[1] and "the order is not settled. CMA against" in lines[2]

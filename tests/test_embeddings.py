@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -275,13 +276,24 @@ def test_an_interrupted_pass_resumes_at_its_last_whole_shard(
 
 def test_embed_counts_unreadable_images(tmp_path: Path) -> None:
     given = study(bad=(1, 5))
+    given.sets["far"] = replace(given.sets["far"], clusters=np.arange(7) // 3)
     with pytest.raises(UserError, match="2 of the 7 images of 'far' are unreadable.*image-1.png"):
         embedded(given, tmp_path)
     patient = PROFILE.model_copy(update={"max_unreadable": 0.3})
     for _ in range(2):  # computed, then from the cache
         far = embedded(given, tmp_path, patient)["far"]
         assert far.index.tolist() == [0, 2, 3, 4, 6] and len(far) == 5 == len(far.labels)
-        assert far.ids == [f"far {i}" for i in far.index]
+        assert far.ids == [f"far {i}" for i in far.index] and far.together.tolist() == [0, 0, 1, 1, 2]
+
+
+def test_images_are_resampled_by_class_in_distribution_and_alone_without() -> None:
+    rows, labels = np.eye(5, dtype=np.float32), np.array([3, 1, -1, 3, -1])
+    mixed = embeddings.EmbeddedSet(rows, labels, [""] * 5, np.arange(5), "id")
+    assert mixed.together.tolist() == [3, 1, 6, 3, 8]  # numbers say nothing but who belongs together
+    own = replace(mixed, clusters=np.array([0, 0, 1, 1, 1]))
+    assert own.together is own.clusters
+    alone = replace(mixed, labels=np.full(5, -1))
+    assert alone.together.tolist() == list(range(5))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

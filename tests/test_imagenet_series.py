@@ -33,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {
         "data_root": str(root / "data"), "corpus": str(mini_imagenet.wordnet(root / "dict")), "id_classes": 6,
         "model": "GlyphCLIP", "pretrained": "builtin", "device": "cpu", "precision": "fp32", "workers": 0,
-        "epochs": 1, "batch": 16, "warmup": 1, "lr": 1e-4, "lams": [0, 0.1], "seeds": [0], "few_classes": 5,
+        "epochs": 1, "batch": 16, "warmup": 1, "lr": 1e-4, "lams": [0, 0.1], "seeds": [0],
+        "relations": [0.3], "image_lrs": [],
         "keep": 0.5, "keep_counts": {"adj": 6, "noun": 5}, "max_unreadable": 0.2, "points": 10,
         "bootstrap": 20,
         "projections": ["gap-latitude", "PCA"], "embed_batch": 16, "parallel": 0, "timeout_minutes": 10,

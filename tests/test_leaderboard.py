@@ -95,7 +95,8 @@ def test_a_cell_is_what_the_parts_give(book: leaderboard.ScoreBook, frame: pd.Da
         assert row[metric] == value
     clusters = np.arange(120) % 6, {"braille": np.arange(30) // 2}
     draws = metrics.bootstrap_draws(inside, {"braille": outside}, 60, 0, *clusters)["braille"][0]
-    expected = metrics.over_images_and_seeds([(np.array([[*found.values().values()]]), draws[None])], 6)
+    point = np.reshape([*found.values().values()], (1, 1, 5))
+    expected = metrics.over_images_and_seeds([(point, draws[None, :, None])], [6])
     assert row["clusters"] == 6 and row["auroc_low"] == pytest.approx(expected.low[0])
 
 
@@ -146,8 +147,8 @@ def test_summary_over_seeds(book: leaderboard.ScoreBook, frame: pd.DataFrame) ->
         row["auroc_std"] == pytest.approx(pair["auroc"].std()) and row["fpr95_id_low"] <= row["fpr95_id_high"]
     )
     rows = list(book.rows("CMA", "MCM").values())
-    parts = book.points["arrows"][rows], book.resampled["arrows"][rows]
-    assert row["auroc_low"] == pytest.approx(metrics.over_images_and_seeds([parts], 6).low[0])
+    parts = book.points["arrows"][rows][:, None], book.resampled["arrows"][rows][:, :, None]
+    assert row["auroc_low"] == pytest.approx(metrics.over_images_and_seeds([parts], [6]).low[0])
     alone = summary.loc["zero-shot", "MCM", "arrows"]
     assert alone["seeds"] == 1 and np.isnan(alone["auroc_std"])
     assert "seed" not in summary.columns and len(summary) == len(frame) // len(METHODS) * 3
@@ -167,9 +168,12 @@ def test_differences_are_paired_and_averaged_over_seeds(
     assert (row["seed_min"], row["seed_max"]) == pytest.approx((single.min(), single.max()))
     assert row["low"] <= row["difference"] <= row["high"] and row["seeds_better"] == "2 of 2"
     rows = [list(book.rows(method, "NegLabel").values()) for method in ("CMA", "FLYP")]
-    drawn = book.resampled["average all"][rows[0]] - book.resampled["average all"][rows[1]]
-    expected = metrics.over_images_and_seeds([(single.to_numpy(), drawn[:, :, 0])], 6)
-    assert tuple(row[["low", "high", "p"]]) == pytest.approx((expected.low, expected.high, expected.p))
+    drawn = np.stack(
+        [book.resampled[name][rows[0]] - book.resampled[name][rows[1]] for name in GROUPS], axis=2
+    )
+    parts = np.tile(single.to_numpy()[:, None, None], (1, 4, 1)), drawn[..., :1]
+    expected = metrics.over_images_and_seeds([parts], [6] * 4)
+    assert tuple(row[["low", "high", "p"]]) == pytest.approx([part.item() for part in expected[1:]])
 
 
 def test_seeds_are_matched_or_else_stand_for_themselves(book: leaderboard.ScoreBook) -> None:

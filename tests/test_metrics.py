@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_ood.metrics import functional as oracle
-from scipy import stats
+from scipy import optimize, stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks import coverage
@@ -174,38 +174,58 @@ def test_variance_of_a_cluster_mean() -> None:
     assert auroc["ood"][0, :, 0].var() == pytest.approx(above.mean(axis=0).var() / 25, rel=0.05)
 
 
-def _apart(seeds: int, n: int = 4000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points (seeds,), and draws about them (seeds, n) that move all seeds together and each apart."""
+def _apart(seeds: int, n: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    """Points (seeds, 1, 1), draws about them (seeds, n, 1, 1) that move all seeds together and each apart."""
     rng = np.random.default_rng(seeds)
     points, apart = rng.normal(1, 1, seeds), rng.normal(0, 0.6, (seeds, n))
-    return points, points[:, None] + rng.normal(0, 0.4, n) + apart, apart
+    return points[:, None, None], (points[:, None] + rng.normal(0, 0.4, n) + apart)[..., None, None]
 
 
 def test_seeds_and_images_have_the_variance_of_two_crossed_samples() -> None:
-    points, draws, apart = _apart(8)
-    found = metrics.over_images_and_seeds([(points, draws)], 41)
-    between, twice = points.var(ddof=1) / 8, 0.6**2 / 8
+    points, draws = _apart(8)
+    found = metrics.over_images_and_seeds([(points, draws)], [41])
+    between, twice, mean = points.var(ddof=1) / 8, 0.6**2 / 8, points.mean()
     assert between > 1.5 * twice  # so the seeds' own part is not cut at 0
     variance = 0.4**2 + twice + (between - twice)
     freedom = variance**2 / (between**2 / 7 + (0.4**2 + twice) ** 2 / 40)
     reach = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
-    assert found.value == points.mean()
-    assert (found.low, found.high) == pytest.approx((points.mean() - reach, points.mean() + reach), abs=0.03)
-    assert found.p == pytest.approx(2 * stats.t.sf(points.mean() / np.sqrt(variance), freedom), rel=0.15)
-    pair = metrics.over_images_and_seeds([(points, draws), (-points, -draws)], 41)  # b: an own set of seeds
-    assert pair.value == 0 and pair.p == 1 and pair.high > 0.9 * np.sqrt(2) * 1.96 * np.sqrt(between - twice)
+    assert found.value == pytest.approx([mean])
+    assert (*found.low, *found.high) == pytest.approx((mean - reach, mean + reach), abs=0.03)
+    assert found.p == pytest.approx(2 * stats.t.sf(mean / np.sqrt(variance), freedom), rel=0.15)
+    pair = metrics.over_images_and_seeds([(points, draws), (-points, -draws)], [41])  # b: seeds of its own
+    assert pair.value == 0 and pair.p == 1
+    assert pair.high > 0.9 * np.sqrt(2) * 1.96 * np.sqrt(between - twice)
 
 
 def test_images_alone_where_seeds_differ_by_nothing_else() -> None:
     """One seed, or seeds that differ by less than the images drawn explain: a plain cluster bootstrap."""
-    points, draws, _ = _apart(8)
-    draws = draws[:, :, None].repeat(2, axis=2)  # two metrics at once
-    for part in ((points[:1, None].repeat(2, axis=1), draws[:1]), (np.zeros((8, 2)), draws)):
-        found = metrics.over_images_and_seeds([part], 21)
+    points, draws = _apart(8)
+    points, draws = points.repeat(2, axis=-1), draws.repeat(2, axis=-1)  # two metrics at once
+    for part in ((points[:1], draws[:1]), (0 * points, draws)):
+        found = metrics.over_images_and_seeds([part], [21])
         reach = part[1].mean(axis=0).std(axis=0, ddof=1) * stats.t.ppf(0.975, 20)
-        np.testing.assert_allclose(found.high - found.value, reach)
-    still = metrics.over_images_and_seeds([(np.full((2, 1), 1e-17), np.full((2, 9, 1), 1e-17))], 5)
+        np.testing.assert_allclose(found.high - found.value, reach[0])
+    still = metrics.over_images_and_seeds([(np.full((2, 1, 1), 1e-17), np.full((2, 9, 1, 1), 1e-17))], [5])
     assert [part.item() for part in still] == [0, 0, 0, 1]  # rounding is no difference
+
+
+def test_a_set_of_few_clusters_counts_by_its_share() -> None:
+    """Two photographs are one degree of freedom; beside quiet sets they decide, beside loud ones hardly."""
+
+    def degrees(*sets: tuple[float, int]) -> float:
+        rng = np.random.default_rng(0)
+        draws = np.stack([rng.normal(0, error, 20_000) for error, _ in sets], axis=1)
+        found = metrics.over_images_and_seeds(
+            [(np.zeros((1, len(sets), 1)), draws[None, ..., None])], [k for _, k in sets]
+        )
+        reach = found.high.item() / draws.mean(axis=1).std(ddof=1)
+        return float(optimize.brentq(lambda df: stats.t.ppf(0.975, df) - reach, 0.5, 1e6))
+
+    assert degrees((1, 41)) == pytest.approx(40, rel=1e-3)
+    assert degrees((1, 2), (1, 101)) == pytest.approx(4 / (1 + 0.01), rel=0.1)
+    assert degrees((0.01, 2), (1, 101)) == pytest.approx(100, rel=0.01)
+    assert degrees((1, 2), (0.01, 101)) == pytest.approx(1, rel=0.01)
+    assert degrees((1, 101), (1, 101)) == pytest.approx(100, rel=0.01)  # ID images are shared: no 200
 
 
 def test_holm_by_hand() -> None:
@@ -311,5 +331,7 @@ def test_unusable_calls_are_refused() -> None:
         paired_bootstrap([1.0], [0.0], [1.0, 2.0], [0.0])
     with pytest.raises(UserError, match=r"ood_clusters\['ood'\] has shape \(3,\) for 1 images"):
         bootstrap([1.0, 2.0], [0.0], id_clusters=[0, 0], ood_clusters=[0, 1, 2])
+    with pytest.raises(UserError, match="ood_clusters name 'a', but ood_scores"):
+        bootstrap([1.0], {"b": [0.0]}, ood_clusters={"a": [0]})
     with pytest.raises(UserError, match="score every set alike"):
         bootstrap_draws(np.ones((2, 3)), {"a": np.ones((3, 3))})

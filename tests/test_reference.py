@@ -33,6 +33,9 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "checkpoints" / "w.safetensors").write_text("weights")
     row = {"group": "far", "score": "NegLabel", "CMA": "12.3 [10.0, 15.0]"}
     pd.DataFrame([row]).to_csv(folder / "tables" / "answer.csv", index=False)
+    pd.DataFrame([{"statistic": "centroid gap", "this model": 0.8123}]).to_csv(
+        folder / "tables" / "stand_in.csv", index=False
+    )
     (folder / "results" / "04_ood_detection.json").write_text(json.dumps({"answer": ["**Yes.**"]}))
     pd.DataFrame({"claim": ["- **far**: the order holds."]}).to_csv(
         folder / "tables" / "claims.csv", index=False
@@ -56,11 +59,14 @@ def test_a_run_is_copied_without_its_bulk_and_quoted(outputs: Path) -> None:
         "figures/globe.html",
         "tables/answer.csv",
         "tables/claims.csv",
+        "tables/stand_in.csv",
         "results/04_ood_detection.json",
     }
     text = (outputs.parent / "README.md").read_text()
     assert (
-        "| group | score | CMA |\n|---|---|---|\n| far | NegLabel | 12.3 [10.0, 15.0] |" in text
+        "| group | score | CMA |\n| --- | --- | --- |\n| far | NegLabel | 12.3 [10.0, 15.0] |" in text
+        and "| statistic | GlyphCLIP |" in text
+        and "| centroid gap | 0.81 |" in text
         and "**Yes.**" in text
         and "stale" not in text
         and text.endswith("end\n")

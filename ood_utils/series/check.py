@@ -97,7 +97,8 @@ def room(profile: Profile) -> dict[str, float]:
         model, _, _ = models.load(profile.model, profile.pretrained if given else "random", device="meta")
     width = model.visual.output_dim if given else models.model_config(profile.model)["embed_dim"]
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**30
-    count = sweep.plan(profile, profile.lam).query("method != 'zero-shot'").tag.nunique()
+    planned = sweep.plan(profile, max(profile.lams), max(profile.relations, default=0))
+    count = planned.query("method != 'zero-shot'").tag.nunique()
     at_once = 1 if profile.processes > 1 or profile.device == "cuda" else max(1, profile.parallel)
     words = profile.corpus_words or (7_000 if profile.corpus == "names" else 71_000)
     rows = words + registry.find("data/lanes", profile.data).count(profile)

@@ -29,7 +29,7 @@ PARTIAL = 0.7  # share of captions that lose words: information imbalance makes 
 MISMATCHED = 0.1  # share of captions that are another image's: caps confidence, as on the web
 # Weight of the text-to-image half of the loss. The other half cannot see an offset that an image shares with
 # all texts, this one fights it: at 0 the offset grows beyond real CLIP's, at 0.002 it falls far below.
-TEXT_TO_IMAGE = 3e-4
+TEXT_TO_IMAGE = 1e-4
 LOGGED = ("step", "loss", "top1", "centroid_gap", "offset_ratio", "correlation", "negative_sd")
 
 
