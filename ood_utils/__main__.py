@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   ood check --profile imagenet              what the paper's experiment needs and what of it is there
   ood list                                  the notebooks, their questions, and the runs so far
   ood train --help                          one fine-tuning (also under torchrun)
+  ood embed --help                          an image lane's embeddings, to share and to run without a GPU
 """
 TRAIN = """One fine-tuning, in one process or under torchrun, on one machine or many:
 

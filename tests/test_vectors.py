@@ -446,3 +446,27 @@ def test_check_reckons_the_disk_and_counts_what_no_set_takes(tmp_path: Path) -> 
           classes={"a": "ant", "b": "bee"}, ood={"car": "near"}, class_texts="two.npy")  # fmt: skip
     np.save(tmp_path / "two.npy", cloud(2, 7))
     assert any("10 rows of all.npz:images are in no set" in n.what for n in data.needs(profile(tmp_path)))
+
+
+@pytest.mark.parametrize("changes", [{"relation": 0.3}, {"relation": 0.3, "image_lr": 0.0}, {"wise": 0.5}])
+def test_every_recipe_works_on_a_float16_table(tmp_path: Path, changes: dict) -> None:
+    """Distillation, a locked tower and weights half-way leave table and texts as they were."""
+    plain(tmp_path)
+    for name in ("classes", "words"):
+        rows = np.load(tmp_path / "classes.npy") if name == "classes" else cloud(20, 3)
+        np.save(tmp_path / f"{name}16.npy", rows.astype(np.float16))
+    plain(tmp_path, class_texts="classes16.npy", word_texts="words16.npy")
+    values = profile(tmp_path, steps=5, batch=16, lr=1e-2, **changes)
+    study, (model, _, tokenizer) = data.load(values), models.load(values.model, values.pretrained)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    assert start["table"].dtype == torch.float16
+    recipe = values.recipe(objective="cma", lam=0.01, seed=0)
+    where = {"folder": tmp_path / "run", "progress": False, "words": WORDS}
+    log = training.fine_tune(model, tokenizer, study.train, study.class_names, recipe, **where)
+    assert np.isfinite(log.to_numpy(float)).all() and (log.relation > 0).any() == ("relation" in changes)
+    moved = {
+        name.split(".")[0]
+        for name, value in model.state_dict().items()
+        if not torch.equal(value, start[name])
+    }
+    assert moved == {"visual", "text", "logit_scale"} - ({"visual"} if "image_lr" in changes else set())
