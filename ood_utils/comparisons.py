@@ -122,17 +122,17 @@ def score_sweep(models: ByMethod, profile: Profile) -> pd.DataFrame:
 
 
 def best_score(tried: pd.DataFrame, profile: Profile) -> tuple[str, float]:
-    """(score, beta) of the highest mean validation AUROC over the models of a ``score_sweep``.
+    """(score, beta): the best score beside NegLabel, by mean validation AUROC in a ``score_sweep``.
 
-    NegLabel and the profile's beta where there is nothing to choose by; the family only where it beats all
-    others by more than rounding.
+    beta is the best below 1, which is NegLabel. MCM and the profile's beta where there is nothing to choose
+    by. AUROC is rounded to four digits first, so that no choice turns on rounding.
     """
-    means = tried.groupby("score").auroc.mean().round(4)
-    family = tried.dropna(subset="beta").groupby("beta").auroc.mean().round(4)
-    if not len(means):
-        return "NegLabel", profile.beta
-    others = means[~means.index.str.startswith("P - ")]
-    return (FAMILY if family.max() > others.max() else others.idxmax()), float(family.idxmax())
+    means = tried[tried.beta.isna() & (tried.score != "NegLabel")].groupby("score").auroc.mean().round(4)
+    family = tried[tried.beta < 1].groupby("beta").auroc.mean().round(4)
+    if not len(means) or not len(family):
+        return "MCM", profile.beta
+    best = FAMILY if family.max() > means.max() else str(means.idxmax())
+    return best, float(family.idxmax())
 
 
 def answer_table(summary: pd.DataFrame, score_names: Sequence[str]) -> pd.DataFrame:

@@ -58,7 +58,9 @@ def test_no_face_and_no_name_is_shared_between_training_validation_and_test(stud
     }
     tests = ["id_test", "accented", "scripts", "arrows", "braille", "pictographs", "syllabics"]
     assert all(faces[name] <= set(glyphs.TEST_FACES) for name in tests)
-    assert all(faces[name] <= set(glyphs.VALIDATION_FACES) for name in ["id_val", *study.validation])
+    drawn = ["id_val", "val_accented", "val_symbols"]
+    assert all(faces[name] <= set(glyphs.VALIDATION_FACES) for name in drawn)
+    assert set(study.validation) == {*drawn[1:], "val_photos"}
     assert faces["train"] <= set(glyphs.TRAIN_FACES)
     names = {name: {i.split(" · ")[0] for i in s.ids} for name, s in (study.ood | study.validation).items()}
     for one in names:

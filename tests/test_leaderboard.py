@@ -26,7 +26,7 @@ SIZES = {
     "val_far": 35,
 }
 METHODS = [("zero-shot", 0), ("FLYP", 0), ("FLYP", 1), ("CMA", 0), ("CMA", 1)]
-PROFILE = SimpleNamespace(temperature=0.05, groups=1, bootstrap=60)
+PROFILE = SimpleNamespace(temperature=0.05, groups=1, beta=0.25, bootstrap=60)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

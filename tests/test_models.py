@@ -229,11 +229,12 @@ def test_the_activation_built_is_the_configs(monkeypatch, name: str) -> None:
 
 def test_pretraining_learns_and_resumes(tmp_path) -> None:
     torch.set_num_threads(1)
-    _, log = pretrain.pretrain(steps=6, batch=32, checkpoint=tmp_path / "c.pt", log_every=3)
+    options = {"steps": 12, "lr": 1e-2, "batch": 32, "log_every": 6}
+    _, log = pretrain.pretrain(checkpoint=tmp_path / "c.pt", **options)
     assert log[-1]["loss"] < log[0]["loss"]
-    half, _ = pretrain.pretrain(steps=6, batch=32, checkpoint=tmp_path / "d.pt", log_every=3, stop_at=3)
-    whole, _ = pretrain.pretrain(steps=6, batch=32, checkpoint=tmp_path / "d.pt", log_every=3)
-    first = models.weights_hash(pretrain.pretrain(steps=6, batch=32, checkpoint=tmp_path / "c.pt")[0])
+    half, _ = pretrain.pretrain(checkpoint=tmp_path / "d.pt", stop_at=6, **options)
+    whole, _ = pretrain.pretrain(checkpoint=tmp_path / "d.pt", **options)
+    first = models.weights_hash(pretrain.pretrain(checkpoint=tmp_path / "c.pt", **options)[0])
     assert models.weights_hash(whole) == first != models.weights_hash(half)
 
 
