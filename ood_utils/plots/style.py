@@ -20,7 +20,7 @@ METHOD_COLOURS = {
     "zero-shot": GREY, "FLYP": "#E69F00", "CMA": "#009E73", "CMA closed": "#56B4E9",
     "FLYP + relation": "#882255", "CMA + relation": "#CC79A7", "CMA closed + relation": "#000000",
 }  # fmt: skip
-SPARE_COLOURS = ("#F0E442", "#999933", "#44AA99", "#AA4499")
+SPARE_COLOURS = ("#F0E442", "#999933", "#44AA99", "#AA4499", "#332288", "#88CCEE")
 WIDTH, PANEL = 9.0, 3.2  # inches: a notebook's text column; the height of one row of panels
 RC = {
     "axes.spines.top": False,

@@ -24,12 +24,12 @@ from ..store import OUTPUTS
 
 BATCH = 256  # image-text pairs a step
 TEMPLATES = ("{}", "a {}", "the nice {}", "an image of a {}")
-LETTER_WEIGHT = 0.5  # how often an ID letter's drawing is shown beside any other: leaves fine-tuning a task
-PARTIAL = 0.7  # share of captions that lose words: information imbalance makes the gap (Schrodi et al. 2025)
+LETTER_WEIGHT = 0.8  # how often an ID letter's drawing is shown beside any other: leaves fine-tuning a task
+PARTIAL = 0.65  # share of captions that lose words: information imbalance makes the gap (Schrodi et al. 2025)
 MISMATCHED = 0.1  # share of captions that are another image's: caps confidence, as on the web
 # Weight of the text-to-image half of the loss. The other half cannot see an offset that an image shares with
 # all texts, this one fights it: at 0 the offset grows beyond real CLIP's, at 0.002 it falls far below.
-TEXT_TO_IMAGE = 1e-4
+TEXT_TO_IMAGE = 1.5e-4
 LOGGED = ("step", "loss", "top1", "centroid_gap", "offset_ratio", "correlation", "negative_sd")
 
 
@@ -222,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="ood pretrain", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add, place = parser.add_argument, OUTPUTS / "pretrain" / "checkpoint.pt"
-    add("--steps", type=int, default=4_000, help=f"optimiser steps of {BATCH} image-text pairs")
+    add("--steps", type=int, default=4_500, help=f"optimiser steps of {BATCH} image-text pairs")
     add("--stop-at", type=int, default=0, help="stop there, mid-schedule; 0 = at the end")
     add("--lr", type=float, default=1e-3, help="peak learning rate of AdamW")
     add("--seed", type=int, default=0, help="of weights, batches, captions and views")
