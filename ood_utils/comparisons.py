@@ -124,15 +124,17 @@ def score_sweep(models: ByMethod, profile: Profile) -> pd.DataFrame:
 def best_score(tried: pd.DataFrame, profile: Profile) -> tuple[str, float]:
     """(score, beta): the best score beside NegLabel, by mean validation AUROC in a ``score_sweep``.
 
-    beta is the best below 1, which is NegLabel. MCM and the profile's beta where there is nothing to choose
-    by. AUROC is rounded to four digits first, so that no choice turns on rounding.
+    beta is the best below 1, which is NegLabel. MCM, or the profile's beta, where there is nothing to choose
+    from. AUROC is rounded to four digits first, so that no choice turns on rounding.
     """
     means = tried[tried.beta.isna() & (tried.score != "NegLabel")].groupby("score").auroc.mean().round(4)
     family = tried[tried.beta < 1].groupby("beta").auroc.mean().round(4)
-    if not len(means) or not len(family):
+    if not len(means):
         return "MCM", profile.beta
-    best = FAMILY if family.max() > means.max() else str(means.idxmax())
-    return best, float(family.idxmax())
+    best = str(means.idxmax())
+    if not len(family):
+        return best, profile.beta
+    return FAMILY if family.max() > means.max() else best, float(family.idxmax())
 
 
 def answer_table(summary: pd.DataFrame, score_names: Sequence[str]) -> pd.DataFrame:
@@ -185,7 +187,7 @@ def order_claims(
 
 
 def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
-    """NegLabel by what is in the list: a book whose "methods" are the lists and whose "scores" the models.
+    """NegLabel, in one group, by what is in the list: a book of lists as "methods", of models as "scores".
 
     So ``leaderboard.differences`` compares two lists. "clean" is the models' own list; one that equals it or
     is empty is left out. "OoD names out" looks at the test images' names, as a user cannot.
@@ -215,15 +217,24 @@ def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
     sets = {name: first[name] for name in ("id_test", *book.ood)}
     found: dict[str, list[np.ndarray]] = {name: [] for name in sets}
     for row, embedded in enumerate(models.values()):
+        words = embedded.corpus_text.astype(np.float64) / profile.temperature
         for name in sets:
-            logits = embedded[name].rows.astype(np.float64) @ embedded.corpus_text.T / profile.temperature
-            top = logits.max(axis=1, keepdims=True)
-            negative = top + np.log(np.exp(logits - top) @ counts)  # N of every list (n, lists)
             energy = (book.id if name == "id_test" else book.ood[name])[row]
+            negative = _negative_mass(embedded[name].rows, words, counts)
             found[name] += list((energy[:, None] / profile.temperature - negative).T)
     keys = [(name, seed, method) for method, seed in models for name in lists]
     stacked = {name: np.stack(rows) for name, rows in found.items()}
     return replace(book, keys=keys, id=stacked.pop("id_test"), ood=stacked)
+
+
+def _negative_mass(rows: np.ndarray, words: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """N of every list, (n, lists): log-sum-exp of rows (n, d) @ words (C, d), words ``counts`` (C, lists)."""
+    parts, step = [], max(1, 2**23 // len(words))  # 64 MB of logits at a time
+    for start in range(0, len(rows), step):
+        logits = rows[start : start + step].astype(np.float64) @ words.T
+        top = logits.max(axis=1, keepdims=True)
+        parts.append(top + np.log(np.exp(logits - top) @ counts))
+    return np.concatenate(parts)
 
 
 def swapped(images_of: StudyEmbeddings, texts_of: StudyEmbeddings) -> StudyEmbeddings:

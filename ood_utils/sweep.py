@@ -54,7 +54,8 @@ def plan(profile: Profile, closed: float | None = None, relation: float = 0) -> 
     more = frame.relation.map(lambda x: f"_relation{x:g}" if x else "")
     more += frame.image_lr.map(lambda x: f"_image{x:g}" if x == x and x != profile.image_lr else "")
     tags = "lam" + frame.lam.map("{:g}".format) + "_seed" + frame.seed.astype(str) + more
-    return frame.assign(tag=tags.mask(frame.method == "zero-shot", "zero-shot"))
+    frame = frame.assign(tag=tags.mask(frame.method == "zero-shot", "zero-shot"))
+    return frame.drop_duplicates(["role", "tag"], ignore_index=True)  # such as the usual image_lr, listed too
 
 
 def planned_jobs(planned: pd.DataFrame, profile: Profile) -> dict[str, Recipe]:
