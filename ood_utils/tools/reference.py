@@ -60,11 +60,11 @@ def headline_table(folder: Path) -> str:
         "What GlyphCLIP was calibrated to, on ID and validation images only, as measured on the test images:"
     )
     claims = "\n".join(tables["claims"]["claim"])
-    return "\n\n".join([*answer, _markdown(tables["answer"]), claims, said, _markdown(stand_in)])
+    return "\n\n".join([*answer, markdown(tables["answer"]), claims, said, markdown(stand_in)])
 
 
-def _markdown(frame: pd.DataFrame) -> str:
-    """The frame as a Markdown table."""
+def markdown(frame: pd.DataFrame) -> str:
+    """The columns of a frame as a Markdown table."""
     lines = [frame.columns, ["---"] * len(frame.columns), *frame.itertuples(index=False)]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
