@@ -14,6 +14,7 @@ from . import embeddings, geometry, leaderboard, methods, metrics
 from .config import Profile
 from .data import Study
 from .embeddings import StudyEmbeddings
+from .errors import UserError
 from .negatives import NegativeList
 
 PAPER_CLOSURE = 0.725 / 2.124  # Uni-CMM of CMA over FLYP's in the paper's Table 4
@@ -85,8 +86,11 @@ def closing_lam(sweep: pd.DataFrame) -> float:
 
     ``sweep``: columns lam (the smallest is FLYP, 0) and uni_matched on the validation ID images, averaged
     over seeds; no OoD image is looked at. The paper: Uni-CMM of CMA over FLYP's, ``PAPER_CLOSURE`` (Table 4).
+    UserError for a sweep without FLYP.
     """
     by_lam = sweep.groupby("lam").uni_matched.mean()
+    if 0 not in by_lam:
+        raise UserError("lams has no 0, which is FLYP, against which the gap is measured; add it")
     ratio = by_lam.iloc[1:] / by_lam.iloc[0] if len(by_lam) > 1 else by_lam / by_lam
     enough = ratio[ratio <= PAPER_CLOSURE]
     return float(enough.index.min() if len(enough) else ratio.idxmin())
@@ -212,7 +216,7 @@ def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
     }
     other = {name: of for name, of in lists.items() if of and sorted(of) != sorted(clean)}
     lists = {"clean": clean} | other
-    counts = np.stack([np.bincount(of, minlength=len(first.corpus)) for of in lists.values()], axis=1)
+    counts = np.array([np.bincount(of, minlength=len(first.corpus)) for of in lists.values()], float).T
     book = leaderboard.image_scores(models, profile, names=["Energy"])  # P, in units of a cosine
     sets = {name: first[name] for name in ("id_test", *book.ood)}
     found: dict[str, list[np.ndarray]] = {name: [] for name in sets}

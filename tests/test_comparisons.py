@@ -12,6 +12,7 @@ import pytest
 from ood_utils import comparisons, data, embeddings, models, scores
 from ood_utils.config import load_profile
 from ood_utils.embeddings import EmbeddedSet, StudyEmbeddings
+from ood_utils.errors import UserError
 
 WORDS = ["ant", "bee", "cow", "bees", "dune", "elm", "fog", "gate"]
 
@@ -130,6 +131,8 @@ def test_the_gap_is_closed_as_far_as_in_the_paper_by_the_smallest_lam() -> None:
     sweep = pd.DataFrame({"lam": [0, 0.01, 0.1, 0, 0.01, 0.1], "uni_matched": [2, 0.7, 0.1, 2, 0.6, 0.1]})
     assert comparisons.closing_lam(sweep) == 0.01  # 0.65 of 2 is less than 0.34; one seed alone would say 0.1
     assert comparisons.closing_lam(sweep[sweep.lam < 0.1].assign(uni_matched=[2, 1.5, 2, 1.5])) == 0.01
+    with pytest.raises(UserError, match="FLYP"):
+        comparisons.closing_lam(sweep[sweep.lam > 0])
 
 
 def test_a_weight_is_chosen_on_validation_and_never_for_a_price() -> None:
