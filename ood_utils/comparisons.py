@@ -197,8 +197,8 @@ def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
     is empty is left out. "OoD names out" looks at the test images' names, as a user cannot.
     """
     first = next(iter(models.values()))
-    position = {word: i for i, (word, _) in enumerate(first.corpus)}
-    clean, named = list(first.negatives.indices), [position[n] for n in first.class_names if n in position]
+    clean, count = list(first.negatives.indices), len(first.corpus) + len(first.class_names)
+    named = list(range(len(first.corpus), count))  # the class texts stand behind the corpus
     shown = {one.split(" · ")[0] for images in first.of_split().values() for one in images.ids}
 
     def mined(embedded: StudyEmbeddings = first, **changes: object) -> list[int]:
@@ -216,12 +216,13 @@ def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
     }
     other = {name: of for name, of in lists.items() if of and sorted(of) != sorted(clean)}
     lists = {"clean": clean} | other
-    counts = np.array([np.bincount(of, minlength=len(first.corpus)) for of in lists.values()], float).T
+    counts = np.array([np.bincount(of, minlength=count) for of in lists.values()], float).T
     book = leaderboard.image_scores(models, profile, names=["Energy"])  # P, in units of a cosine
     sets = {name: first[name] for name in ("id_test", *book.ood)}
     found: dict[str, list[np.ndarray]] = {name: [] for name in sets}
     for row, embedded in enumerate(models.values()):
-        words = embedded.corpus_text.astype(np.float64) / profile.temperature
+        texts = np.concatenate([embedded.corpus_text, embedded.class_text])
+        words = texts.astype(np.float64) / profile.temperature
         for name in sets:
             energy = (book.id if name == "id_test" else book.ood[name])[row]
             negative = _negative_mass(embedded[name].rows, words, counts)

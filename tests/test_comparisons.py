@@ -65,7 +65,8 @@ def test_a_list_s_scores_are_those_of_neglabel(world) -> None:
     book = comparisons.negative_lists({("zero-shot", 0): world.embedded}, world.profile)
     lists = dict.fromkeys(name for name, _, _ in book.keys)
     assert {"clean", "every 20th ID name added", "all ID names added", "not cleaned"} <= set(lists)
-    clean, named = list(world.embedded.negatives.indices), [WORDS.index(name) for name in WORDS[:3]]
+    clean, named = list(world.embedded.negatives.indices), [len(WORDS) + k for k in range(3)]
+    known = np.concatenate([world.embedded.corpus_text, world.embedded.class_text])
     cases = {
         "clean": clean,
         "every 20th ID name added": clean + named[:1],
@@ -77,11 +78,13 @@ def test_a_list_s_scores_are_those_of_neglabel(world) -> None:
             assert name not in lists
             continue
         inside, outside = book.scores(name, "zero-shot", 0)
-        text = world.embedded.corpus_text[indices]
+        text = known[indices]
         for found, part in {"id_test": inside, **outside}.items():
             rows = world.embedded[found].rows
             alone = scores.neglabel(rows, world.embedded.class_text, text, world.profile.temperature)
             np.testing.assert_allclose(part, alone, atol=1e-7)
+    whole, leaky = (book.scores(name, "zero-shot", 0)[0] for name in ("clean", "all ID names added"))
+    np.testing.assert_allclose(leaky, -np.logaddexp(0, -whole), atol=1e-7)  # P / (N + P)
 
 
 def test_the_images_of_one_model_meet_the_texts_of_another(world) -> None:
