@@ -141,8 +141,17 @@ def best_score(tried: pd.DataFrame, profile: Profile) -> tuple[str, float]:
     return FAMILY if family.max() > means.max() else best, float(family.idxmax())
 
 
+def verdict_words(judged: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """(a, b, score) -> the verdicts of a family in words: "better on near, not settled on far and unseen"."""
+    found = {}
+    for key, rows in judged.groupby(["a", "b", "score"], sort=False):
+        groups = rows.groupby("verdict", sort=False).group.agg(" and ".join)
+        found[key] = ", ".join(f"{word} on {where}" for word, where in groups.items())
+    return found
+
+
 def answer_table(summary: pd.DataFrame, score_names: Sequence[str]) -> pd.DataFrame:
-    """The report's first table: FPR95 (ID positive, %) with intervals by group and score, a column a method.
+    """The report's first table: FPR95 with intervals by group and score, a column a method.
 
     ``summary``: as ``leaderboard.summarise`` gives it.
     """
@@ -150,7 +159,7 @@ def answer_table(summary: pd.DataFrame, score_names: Sequence[str]) -> pd.DataFr
     percent = 100 * rows[["fpr95_id", "fpr95_id_low", "fpr95_id_high"]]
     cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*row) for row in percent.to_numpy()]
     wide = rows.assign(cell=cells).pivot_table("cell", ["group", "score"], "method", "first", sort=False)
-    return wide.reset_index()
+    return wide.reset_index().rename(columns={"group": "FPR95 (ID positive), %"})
 
 
 def keep_sweep(embedded: StudyEmbeddings, profile: Profile) -> pd.DataFrame:

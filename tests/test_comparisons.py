@@ -154,6 +154,13 @@ def test_the_score_sweep_holds_the_ends_of_its_family(world) -> None:
     assert {"MCM", "MaxLogit", "P - 0.25 N"} <= set(found.index) and found.between(0.5, 1).all()
 
 
+def test_verdicts_are_told_by_word() -> None:
+    rows = [("near", "better"), ("far", "not settled"), ("unseen", "better")]
+    judged = pd.DataFrame(rows, columns=["group", "verdict"]).assign(a="CMA", b="FLYP", score="MCM")
+    told = {("CMA", "FLYP", "MCM"): "better on near and unseen, not settled on far"}
+    assert comparisons.verdict_words(judged) == told
+
+
 def test_the_smallest_share_within_the_tolerance_is_taken() -> None:
     frame = pd.DataFrame(
         {"keep": [0.15, 0.6, 0.8, 1.0], "words": [1, 2, 3, 4], "auroc": [0.8, 0.9, 0.914, 0.917]}
