@@ -14,6 +14,7 @@ from . import embeddings, geometry, leaderboard, methods, metrics
 from .config import Profile
 from .data import Study
 from .embeddings import StudyEmbeddings
+from .errors import UserError
 from .negatives import NegativeList
 
 PAPER_CLOSURE = 0.725 / 2.124  # Uni-CMM of CMA over FLYP's in the paper's Table 4
@@ -85,8 +86,11 @@ def closing_lam(sweep: pd.DataFrame) -> float:
 
     ``sweep``: columns lam (the smallest is FLYP, 0) and uni_matched on the validation ID images, averaged
     over seeds; no OoD image is looked at. The paper: Uni-CMM of CMA over FLYP's, ``PAPER_CLOSURE`` (Table 4).
+    UserError for a sweep without FLYP.
     """
     by_lam = sweep.groupby("lam").uni_matched.mean()
+    if 0 not in by_lam:
+        raise UserError("lams has no 0, which is FLYP, against which the gap is measured; add it")
     ratio = by_lam.iloc[1:] / by_lam.iloc[0] if len(by_lam) > 1 else by_lam / by_lam
     enough = ratio[ratio <= PAPER_CLOSURE]
     return float(enough.index.min() if len(enough) else ratio.idxmin())
@@ -124,15 +128,17 @@ def score_sweep(models: ByMethod, profile: Profile) -> pd.DataFrame:
 def best_score(tried: pd.DataFrame, profile: Profile) -> tuple[str, float]:
     """(score, beta): the best score beside NegLabel, by mean validation AUROC in a ``score_sweep``.
 
-    beta is the best below 1, which is NegLabel. MCM and the profile's beta where there is nothing to choose
-    by. AUROC is rounded to four digits first, so that no choice turns on rounding.
+    beta is the best below 1, which is NegLabel. MCM, or the profile's beta, where there is nothing to choose
+    from. AUROC is rounded to four digits first, so that no choice turns on rounding.
     """
     means = tried[tried.beta.isna() & (tried.score != "NegLabel")].groupby("score").auroc.mean().round(4)
     family = tried[tried.beta < 1].groupby("beta").auroc.mean().round(4)
-    if not len(means) or not len(family):
+    if not len(means):
         return "MCM", profile.beta
-    best = FAMILY if family.max() > means.max() else str(means.idxmax())
-    return best, float(family.idxmax())
+    best = str(means.idxmax())
+    if not len(family):
+        return best, profile.beta
+    return FAMILY if family.max() > means.max() else best, float(family.idxmax())
 
 
 def verdict_words(judged: pd.DataFrame) -> dict[tuple[str, str, str], str]:
@@ -194,14 +200,14 @@ def order_claims(
 
 
 def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
-    """NegLabel by what is in the list: a book whose "methods" are the lists and whose "scores" the models.
+    """NegLabel, in one group, by what is in the list: a book of lists as "methods", of models as "scores".
 
     So ``leaderboard.differences`` compares two lists. "clean" is the models' own list; one that equals it or
     is empty is left out. "OoD names out" looks at the test images' names, as a user cannot.
     """
     first = next(iter(models.values()))
-    position = {word: i for i, (word, _) in enumerate(first.corpus)}
-    clean, named = list(first.negatives.indices), [position[n] for n in first.class_names if n in position]
+    clean, count = list(first.negatives.indices), len(first.corpus) + len(first.class_names)
+    named = list(range(len(first.corpus), count))  # the class texts stand behind the corpus
     shown = {one.split(" · ")[0] for images in first.of_split().values() for one in images.ids}
 
     def mined(embedded: StudyEmbeddings = first, **changes: object) -> list[int]:
@@ -219,20 +225,30 @@ def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
     }
     other = {name: of for name, of in lists.items() if of and sorted(of) != sorted(clean)}
     lists = {"clean": clean} | other
-    counts = np.stack([np.bincount(of, minlength=len(first.corpus)) for of in lists.values()], axis=1)
+    counts = np.array([np.bincount(of, minlength=count) for of in lists.values()], float).T
     book = leaderboard.image_scores(models, profile, names=["Energy"])  # P, in units of a cosine
     sets = {name: first[name] for name in ("id_test", *book.ood)}
     found: dict[str, list[np.ndarray]] = {name: [] for name in sets}
     for row, embedded in enumerate(models.values()):
+        texts = np.concatenate([embedded.corpus_text, embedded.class_text])
+        words = texts.astype(np.float64) / profile.temperature
         for name in sets:
-            logits = embedded[name].rows.astype(np.float64) @ embedded.corpus_text.T / profile.temperature
-            top = logits.max(axis=1, keepdims=True)
-            negative = top + np.log(np.exp(logits - top) @ counts)  # N of every list (n, lists)
             energy = (book.id if name == "id_test" else book.ood[name])[row]
+            negative = _negative_mass(embedded[name].rows, words, counts)
             found[name] += list((energy[:, None] / profile.temperature - negative).T)
     keys = [(name, seed, method) for method, seed in models for name in lists]
     stacked = {name: np.stack(rows) for name, rows in found.items()}
     return replace(book, keys=keys, id=stacked.pop("id_test"), ood=stacked)
+
+
+def _negative_mass(rows: np.ndarray, words: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """N of every list, (n, lists): log-sum-exp of rows (n, d) @ words (C, d), words ``counts`` (C, lists)."""
+    parts, step = [], max(1, 2**23 // len(words))  # 64 MB of logits at a time
+    for start in range(0, len(rows), step):
+        logits = rows[start : start + step].astype(np.float64) @ words.T
+        top = logits.max(axis=1, keepdims=True)
+        parts.append(top + np.log(np.exp(logits - top) @ counts))
+    return np.concatenate(parts)
 
 
 def swapped(images_of: StudyEmbeddings, texts_of: StudyEmbeddings) -> StudyEmbeddings:

@@ -104,7 +104,7 @@ class TrainingValues(Values):
     image_lr: Rate = Field(None, description="peak of the image tower; none = lr, 0 = locked (LiT)")
     text_lr: Rate = Field(None, description="peak of the text tower; none = lr, 0 = locked")
     relation: float = Field(
-        0, ge=0, description="weight of relation distillation on corpus words (ours; 0 = paper)"
+        0, ge=0, description="weight of relation distillation (ours) in `ood train`; the series: relations"
     )
     relation_words: int = Field(256, ge=2, description="corpus words drawn a step for relation")
     wise: Share = Field(

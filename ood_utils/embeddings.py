@@ -289,13 +289,11 @@ class StudyEmbeddings:
         return replace(self, negatives=listed)
 
 
-def mine(embedded: StudyEmbeddings, profile: Profile, cleaned: bool | None = None) -> NegativeList:
-    """The study's negative labels, mined from its corpus with this model's text tower by the profile's
-    settings.
+def mine(embedded: StudyEmbeddings, profile: Profile) -> NegativeList:
+    """The study's negative labels, mined from its corpus with this model's text tower as the profile says.
 
-    Mine once, with the zero-shot model, and use the list for every method (CMA and NegLabel do). ``cleaned``
-    overrides the profile's. The provenance names corpus, model and prompts, with a hash of the corpus's
-    embeddings.
+    Mine once, with the zero-shot model, and use the list for every method (CMA and NegLabel do). The
+    provenance names corpus, model and prompts, with a hash of the corpus's embeddings.
     """
     templates = profile.negative_prompt, profile.adjective_prompt
     origin = {
@@ -310,7 +308,7 @@ def mine(embedded: StudyEmbeddings, profile: Profile, cleaned: bool | None = Non
         templates=templates,
         quantile=profile.quantile,
         keep=profile.keep_counts or profile.keep,
-        cleaned=profile.cleaned if cleaned is None else cleaned,
+        cleaned=profile.cleaned,
         provenance=origin,
     )
 

@@ -54,7 +54,8 @@ def plan(profile: Profile, closed: float | None = None, relation: float = 0) -> 
     more = frame.relation.map(lambda x: f"_relation{x:g}" if x else "")
     more += frame.image_lr.map(lambda x: f"_image{x:g}" if x == x and x != profile.image_lr else "")
     tags = "lam" + frame.lam.map("{:g}".format) + "_seed" + frame.seed.astype(str) + more
-    return frame.assign(tag=tags.mask(frame.method == "zero-shot", "zero-shot"))
+    frame = frame.assign(tag=tags.mask(frame.method == "zero-shot", "zero-shot"))
+    return frame.drop_duplicates(["role", "tag"], ignore_index=True)  # such as the usual image_lr, listed too
 
 
 def planned_jobs(planned: pd.DataFrame, profile: Profile) -> dict[str, Recipe]:
@@ -160,8 +161,7 @@ def _train(jobs: list[Job], progress: bool = False) -> None:
         for profile, recipe, train, texts, words, folder, save_every in jobs:
             model, _, tokenizer = models.load(profile.model, profile.pretrained)
             options = {"device": profile.device, "workers": profile.workers, "save_every": save_every}
-            options |= {"max_unreadable": profile.max_unreadable, "progress": progress}
-            options |= {"words": words}
+            options |= {"max_unreadable": profile.max_unreadable, "progress": progress, "words": words}
             training.fine_tune(model, tokenizer, train, texts, recipe, folder, **options)
     finally:
         if group:

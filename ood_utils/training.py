@@ -182,10 +182,8 @@ class FineTuning:
         model.visual.to(memory_format=torch.channels_last)
         self.model, self.tokens, self.device = model, tokens, model.logit_scale.device
         _train_mode(model)
-        frozen = recipe.relation > 0 or recipe.wise < 1
-        self.frozen = (
-            copy.deepcopy(model).eval().requires_grad_(False) if frozen else None
-        )  # the zero-shot model
+        needed = recipe.relation > 0 or recipe.wise < 1  # the zero-shot model, later on
+        self.frozen = copy.deepcopy(model).eval().requires_grad_(False) if needed else None
         self.words = words if recipe.relation else None
         if recipe.relation:
             with torch.no_grad():

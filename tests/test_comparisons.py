@@ -12,6 +12,7 @@ import pytest
 from ood_utils import comparisons, data, embeddings, models, scores
 from ood_utils.config import load_profile
 from ood_utils.embeddings import EmbeddedSet, StudyEmbeddings
+from ood_utils.errors import UserError
 
 WORDS = ["ant", "bee", "cow", "bees", "dune", "elm", "fog", "gate"]
 
@@ -64,7 +65,8 @@ def test_a_list_s_scores_are_those_of_neglabel(world) -> None:
     book = comparisons.negative_lists({("zero-shot", 0): world.embedded}, world.profile)
     lists = dict.fromkeys(name for name, _, _ in book.keys)
     assert {"clean", "every 20th ID name added", "all ID names added", "not cleaned"} <= set(lists)
-    clean, named = list(world.embedded.negatives.indices), [WORDS.index(name) for name in WORDS[:3]]
+    clean, named = list(world.embedded.negatives.indices), [len(WORDS) + k for k in range(3)]
+    known = np.concatenate([world.embedded.corpus_text, world.embedded.class_text])
     cases = {
         "clean": clean,
         "every 20th ID name added": clean + named[:1],
@@ -76,11 +78,13 @@ def test_a_list_s_scores_are_those_of_neglabel(world) -> None:
             assert name not in lists
             continue
         inside, outside = book.scores(name, "zero-shot", 0)
-        text = world.embedded.corpus_text[indices]
+        text = known[indices]
         for found, part in {"id_test": inside, **outside}.items():
             rows = world.embedded[found].rows
             alone = scores.neglabel(rows, world.embedded.class_text, text, world.profile.temperature)
             np.testing.assert_allclose(part, alone, atol=1e-7)
+    whole, leaky = (book.scores(name, "zero-shot", 0)[0] for name in ("clean", "all ID names added"))
+    np.testing.assert_allclose(leaky, -np.logaddexp(0, -whole), atol=1e-7)  # P / (N + P)
 
 
 def test_the_images_of_one_model_meet_the_texts_of_another(world) -> None:
@@ -130,6 +134,8 @@ def test_the_gap_is_closed_as_far_as_in_the_paper_by_the_smallest_lam() -> None:
     sweep = pd.DataFrame({"lam": [0, 0.01, 0.1, 0, 0.01, 0.1], "uni_matched": [2, 0.7, 0.1, 2, 0.6, 0.1]})
     assert comparisons.closing_lam(sweep) == 0.01  # 0.65 of 2 is less than 0.34; one seed alone would say 0.1
     assert comparisons.closing_lam(sweep[sweep.lam < 0.1].assign(uni_matched=[2, 1.5, 2, 1.5])) == 0.01
+    with pytest.raises(UserError, match="FLYP"):
+        comparisons.closing_lam(sweep[sweep.lam > 0])
 
 
 def test_a_weight_is_chosen_on_validation_and_never_for_a_price() -> None:

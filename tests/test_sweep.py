@@ -80,6 +80,9 @@ def test_the_plan_trains_each_model_once() -> None:
     assert kept == profile.recipe(objective="cma", lam=0.1, seed=3, relation=0.3)
     assert recipes["lam0_seed3_image0"] == profile.recipe(objective="clip", lam=0.0, seed=3, image_lr=0.0)
     assert "CMA closed" not in set(sweep.plan(profile, closed=0.01).method)
+    usual = profile.model_copy(update={"image_lr": 0.0, "image_lrs": [0, 2e-5], "relations": [0, 0.3, 0.3]})
+    others = ["lam0_seed3_relation0.3", "lam0_seed3_image2e-05"]
+    assert list(sweep.plan(usual).tag) == [*swept[:3], *others]
 
 
 # --- carried out ---

@@ -19,6 +19,7 @@ from .. import data, embeddings, geometry, leaderboard, sphere
 from ..config import ROOT, load_profile
 from ..embeddings import StudyEmbeddings
 from ..errors import UserError
+from .reference import markdown
 
 PHOTOS, NAMES = "clip_vit_b32_photos/graz_130.npz", "clip_vit_b32_text_names"
 PAIRS = "clip_vit_b16_coco_pairs/features_clip.npy"
@@ -141,18 +142,11 @@ def _cells(board: pd.DataFrame) -> pd.DataFrame:
     return alone.pivot_table(values="cell", index="score", columns="set", aggfunc="first", sort=False)
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """A frame as a Markdown table, floats with three digits."""
-    shown = frame.map(lambda value: value if isinstance(value, str) else f"{value:.3f}")
-    rows = [["", *shown.columns], ["---"] * (1 + len(shown.columns))]
-    rows += [[str(name), *values] for name, *values in shown.itertuples()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
 def main(words: Sequence[str]) -> int:
     """Print the tables."""
     for caption, frame in tables(Path(words[0]) if words else shared()).items():
-        print(f"**{caption}**\n\n{markdown(frame)}\n")
+        shown = frame.map(lambda value: value if isinstance(value, str) else f"{value:.3f}")
+        print(f"**{caption}**\n\n{markdown(shown.rename_axis('').reset_index())}\n")
     return 0
 
 

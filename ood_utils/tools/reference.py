@@ -44,7 +44,7 @@ def _kept(path: Path) -> bytes | str:
         return _smaller(path.read_bytes())
     if path.parent.name == "notebooks":
         return EMBEDDED.sub(lambda png: b64encode(_smaller(b64decode(png[0]))).decode(), path.read_text())
-    if path.match("tables/*.csv"):  # the negative labels are thousands; the others are shorter than this
+    if path.match("tables/*.csv"):  # of the longest, as the leaderboard of eight seeds, a part
         return "".join(path.read_text().splitlines(keepends=True)[:1000])
     return STUB if path.match("figures/*.html") else path.read_bytes()
 
@@ -60,11 +60,11 @@ def headline_table(folder: Path) -> str:
         "What GlyphCLIP was calibrated to, on ID and validation images only, as measured on the test images:"
     )
     claims = "\n".join(tables["claims"]["claim"])
-    return "\n\n".join([*answer, _markdown(tables["answer"]), claims, said, _markdown(stand_in)])
+    return "\n\n".join([*answer, markdown(tables["answer"]), claims, said, markdown(stand_in)])
 
 
-def _markdown(frame: pd.DataFrame) -> str:
-    """The frame as a Markdown table."""
+def markdown(frame: pd.DataFrame) -> str:
+    """The columns of a frame as a Markdown table."""
     lines = [frame.columns, ["---"] * len(frame.columns), *frame.itertuples(index=False)]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
