@@ -142,10 +142,10 @@ def best_score(tried: pd.DataFrame, profile: Profile) -> tuple[str, float]:
 
 
 def verdict_words(judged: pd.DataFrame) -> dict[tuple[str, str, str], str]:
-    """(a, b, score) -> the verdicts of a family in words: "better on near, not settled on far and unseen"."""
+    """(a, b, score) -> the verdicts of a family in words: "better on near, not settled on far/unseen"."""
     found = {}
     for key, rows in judged.groupby(["a", "b", "score"], sort=False):
-        groups = rows.groupby("verdict", sort=False).group.agg(" and ".join)
+        groups = rows.groupby("verdict", sort=False).group.agg("/".join)
         found[key] = ", ".join(f"{word} on {where}" for word, where in groups.items())
     return found
 

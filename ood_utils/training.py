@@ -247,7 +247,7 @@ class FineTuning:
         epoch = self.step // _batches_per_epoch(len(self.train.dataset), recipe.batch, self.world)
         self.step += 1
         began, self.clock = self.clock, time.perf_counter()
-        if self.world > 1:  # each rank's own images, as the gradient: the log has the mean
+        if self.world > 1 and len(drawn):  # each rank's own images, as the gradient: the log has the mean
             torch.distributed.all_reduce(kept := kept.detach() / self.world)
         logged = (*parts._replace(loss=parts.loss + recipe.relation * kept), kept, norm)
         values = torch.stack([part.detach() for part in logged])

@@ -157,7 +157,7 @@ def test_the_score_sweep_holds_the_ends_of_its_family(world) -> None:
 def test_verdicts_are_told_by_word() -> None:
     rows = [("near", "better"), ("far", "not settled"), ("unseen", "better")]
     judged = pd.DataFrame(rows, columns=["group", "verdict"]).assign(a="CMA", b="FLYP", score="MCM")
-    told = {("CMA", "FLYP", "MCM"): "better on near and unseen, not settled on far"}
+    told = {("CMA", "FLYP", "MCM"): "better on near/unseen, not settled on far"}
     assert comparisons.verdict_words(judged) == told
 
 

@@ -107,7 +107,7 @@ def lam_sweep(
     figure, axes = style.curves(frame, labels, title, xlabel, x="lam", color=style.INK)
     for ax, column in zip(axes, labels, strict=True):
         ax.scatter(frame["lam"], frame[column], color=style.INK, s=18, zorder=3)
-        ax.axvline(chosen, color=style.METHOD_COLOURS["CMA"], linewidth=1.2, linestyle="--")
+        ax.axvline(chosen, color=style.METHOD_COLOURS["CMA closed"], linewidth=1.2, linestyle="--")
         ax.set_xscale("symlog", linthresh=min(lams[lams > 0], default=1.0), linscale=0.6)
         ax.set_xticks(lams, [f"{lam:g}" for lam in lams], rotation=45)
         ax.minorticks_off()
