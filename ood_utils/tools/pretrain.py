@@ -209,6 +209,7 @@ def card(model: torch.nn.Module, log: list[dict[str, float]], options: argparse.
         "minutes": {"CPU, 1 thread (shared machine)": minutes, "GPU": "not yet measured"},
         "weights_hash": models.weights_hash(model),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "calibrated_to_real_clip": models.real_clip().reset_index().to_dict("records"),
         "calibration": {part: calibration(model, tokenizer, chosen) for part, chosen in faces.items()},
         "log": [{k: row[k] for k in LOGGED} for row in log],
     }  # fmt: skip
