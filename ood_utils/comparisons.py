@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import embeddings, geometry, leaderboard, methods, metrics
+from . import embeddings, geometry, leaderboard, methods, metrics, scores
 from .config import Profile
 from .data import Study
 from .embeddings import StudyEmbeddings
@@ -115,12 +115,19 @@ def score_sweep(models: ByMethod, profile: Profile) -> pd.DataFrame:
     """
     if not next(iter(models.values())).of_split("validation"):
         return pd.DataFrame(columns=["method", "seed", "score", "beta", "auroc"])
-    whole = group_means(leaderboard.image_scores(models, profile, "validation"))
-    parts = [whole[whole.score != FAMILY].assign(beta=float("nan"))]
+    singles = [name for name in methods.every() if name != FAMILY]
+    book = leaderboard.image_scores(models, profile, "validation", singles)
+    parts = [group_means(book).assign(beta=float("nan"))]
+    ends = [[row for row, key in enumerate(book.keys) if key[2] == name] for name in ("Energy", "NegLabel")]
+
+    def between(rows: np.ndarray, beta: float) -> np.ndarray:
+        return scores.p_minus_beta_n(*(rows[of] for of in ends), beta, profile.temperature)
+
     for beta in profile.beta_sweep:
-        changed = profile.model_copy(update={"beta": beta})
-        book = leaderboard.image_scores(models, changed, "validation", [FAMILY])
-        parts.append(group_means(book).assign(beta=beta, score=f"P - {beta:g} N"))
+        keys = [(*key, f"P - {beta:g} N") for key in models]
+        ood = {name: between(rows, beta) for name, rows in book.ood.items()}
+        family = replace(book, keys=keys, id=between(book.id, beta), ood=ood)
+        parts.append(group_means(family).assign(beta=beta))
     found = pd.concat(parts, ignore_index=True).rename(columns={"all": "auroc"})
     return found[["method", "seed", "score", "beta", "auroc"]]
 
@@ -190,9 +197,9 @@ def order_claims(
         steps = ("CMA", "FLYP"), ("FLYP", "zero-shot")
         found = [leaderboard.verdict(differences, *pair, score=score, group=group) for pair in steps]
         words = {claim["verdict"] for claim in found}
-        answers[group] = (
-            "holds" if words == {"better"} else "does not hold" if "worse" in words else "not settled"
-        )
+        answers[group] = "does not hold" if "worse" in words else "not settled"
+        if words == {"better"}:
+            answers[group] = "holds"
         said = " ".join(claim["sentence"] for claim in found)
         answer = answers[group].replace("not settled", "is not settled")
         lines.append(f"- **{group}, {score}**: the order {answer}. {said}")
@@ -280,11 +287,11 @@ def who_moved(models: ByMethod, start: StudyEmbeddings) -> pd.DataFrame:
         return float(cosines.max(axis=1).mean())
 
     rows, before = [], points(start)
+    began = {name: nearest(start, name, at) for name, at in before.items()}
     for (method, seed), embedded in models.items():
         for name, now in points(embedded).items():
             angle = np.degrees(np.arccos(np.clip((now * before[name]).sum(axis=1), -1, 1))).mean()
-            change = nearest(embedded, name, now) - nearest(start, name, before[name])
-            rows.append([method, seed, name, float(angle), change])
+            rows.append([method, seed, name, float(angle), nearest(embedded, name, now) - began[name]])
     return pd.DataFrame(rows, columns=["method", "seed", "what", "moved", "to_id_texts"])
 
 

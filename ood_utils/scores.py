@@ -102,6 +102,14 @@ def neglabel(
     return torch.cat(scores).cpu().numpy()
 
 
+def p_minus_beta_n(energy: np.ndarray, log_odds: np.ndarray, beta: float, temperature: float) -> np.ndarray:
+    """(1 - beta) P + beta (P - N) of ``energy`` (temperature times P) and log-odds (P - N), of any shape.
+
+    Higher = more ID. beta 0 orders images as Energy does, 1 as NegLabel. Ours.
+    """
+    return (1 - beta) * (energy / temperature) + beta * log_odds
+
+
 def neglabel_probability(log_odds: Any) -> np.ndarray:
     """The paper's score, in [0, 1]: the sigmoid of ``neglabel``'s log-odds; any shape, float64."""
     return expit(np.asarray(log_odds, dtype=np.float64))
