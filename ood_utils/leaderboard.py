@@ -29,6 +29,8 @@ BENCHMARKS = {
     "OpenOOD far": ("iNaturalist-OpenOOD", "Textures-OpenOOD", "OpenImage-O"),
 }
 ALPHA = 0.05  # share of families of comparisons in which any verdict may err
+BORROWED = 4  # degrees of freedom of a spread over seeds that the other comparisons lend
+Rows = Mapping[int, int]  # of a method's score: seed -> row
 SAID = dict(zip(METRICS, ("AUROC", "FPR95", "FPR95 (OoD positive)", "AUPR-in", "AUPR-out"), strict=True))
 
 
@@ -114,24 +116,39 @@ class ScoreBook:
         clusters = self.id_clusters, self.ood_clusters
         return metrics.bootstrap_draws(self.id, self.ood, self.draws, 0, *clusters)
 
-    def estimate(self, name: str, a: Mapping[int, int], b: Mapping[int, int] | None = None) -> Estimate:
-        """The five metrics on a set or "average <group>": means over seeds with intervals, each (5,).
+    def estimates(self, asked: Iterable[tuple[str, Rows, Rows | None]]) -> list[Estimate]:
+        """The five metrics for each (set or "average <group>", a, b): means over seeds, intervals; each (5,).
 
-        ``a``: seed -> row, as ``rows`` gives them; with ``b``: a minus b, seed by seed where both have the
-        same seeds.
+        a: seed -> row, as ``rows`` gives them; b: None, or what is taken off it, seed by seed where both
+        have the same seeds. What is asked for together, and read by the same score, tells together by how
+        much seeds differ.
         """
-        sets = self.averages[name.removeprefix("average ")] if name not in self.ood else [name]
-        found = self.points, self.resampled
+        asked, images, found = list(asked), self._sizes, []
+        ratios: dict[str, list[np.ndarray]] = {}
+        for name, a, b in asked:
+            if (ratio := metrics.seed_ratio(self._parts(name, a, b))) is not None:
+                ratios.setdefault(self._score(a), []).append(ratio)
+        others = {x: (np.mean(of, axis=0), min(len(of) - 1, BORROWED)) for x, of in ratios.items()}
+        for name, a, b in asked:
+            clusters = [min(images[""][1], images[x][1]) for x in self._members(name)]
+            given = self._parts(name, a, b), clusters, others.get(self._score(a))
+            found.append(metrics.over_images_and_seeds(*given))
+        return found
+
+    def _score(self, rows: Rows) -> str:
+        return self.keys[next(iter(rows.values()))][2]
+
+    def _members(self, name: str) -> list[str]:
+        return self.averages[name.removeprefix("average ")] if name not in self.ood else [name]
+
+    def _parts(self, name: str, a: Rows, b: Rows | None) -> list[list[np.ndarray]]:
+        """Points and draws of a, or of a minus b, as ``metrics.over_images_and_seeds`` takes them."""
+        sets, found = self._members(name), (self.points, self.resampled)
         if b and a.keys() == b.keys():
             first, second = _together(a, b)
-            parts = [[np.stack([of[x][first] - of[x][second] for x in sets], axis=-2) for of in found]]
-        else:
-            rows = [(1, list(a.values())), (-1, list((b or {}).values()))]
-            parts = [
-                [np.stack([sign * of[x][r] for x in sets], axis=-2) for of in found] for sign, r in rows if r
-            ]
-        images = self._sizes
-        return metrics.over_images_and_seeds(parts, [min(images[""][1], images[x][1]) for x in sets])
+            return [[np.stack([of[x][first] - of[x][second] for x in sets], axis=-2) for of in found]]
+        rows = [(1, list(a.values())), (-1, list((b or {}).values()))]
+        return [[np.stack([sign * of[x][r] for x in sets], axis=-2) for of in found] for sign, r in rows if r]
 
     def table(self) -> pd.DataFrame:
         """The leaderboard: one row per method, seed, score and set.
@@ -143,7 +160,7 @@ class ScoreBook:
         keys = pd.DataFrame(self.keys, columns=["method", "seed", "score"])
         frame = self.sets.merge(keys, how="cross")[[*keys, *self.sets]]
         rows = [{seed: row} for row, seed in enumerate(keys["seed"])]
-        return _with_intervals(frame, [self.estimate(name, row) for name in self.points for row in rows])
+        return _with_intervals(frame, self.estimates((x, row, None) for x in self.points for row in rows))
 
 
 def image_scores(
@@ -199,7 +216,7 @@ def summarise(book: ScoreBook) -> pd.DataFrame:
     rows = [book.rows(*key) for key in every.itertuples(index=False)]
     frame = book.sets.merge(every.assign(seeds=[len(of) for of in rows]), how="cross")
     frame = frame[["method", "score", *book.sets, "seeds"]]
-    frame = _with_intervals(frame, [book.estimate(name, of) for name in book.points for of in rows])
+    frame = _with_intervals(frame, book.estimates((name, of, None) for name in book.points for of in rows))
     single = [pd.DataFrame(book.points[name][[*of.values()]]) for name in book.points for of in rows]
     frame[[f"{metric}_std" for metric in METRICS]] = [values.std() for values in single]
     return frame
@@ -233,7 +250,12 @@ def differences(
     asked = [(a, b, score) for (a, b), score in product(pairs, scores)]
     sets = book.sets.loc[book.sets["average"], ["set", "group", "average"]]
     frame = pd.DataFrame(asked, columns=["a", "b", "score"]).merge(sets, how="cross")
-    found = [_compared(book, *row) for row in frame[["a", "b", "score", "set"]].itertuples(index=False)]
+    asked = [
+        (name, book.rows(a, score), book.rows(b, score))
+        for a, b, score, name in frame[["a", "b", "score", "set"]].itertuples(index=False)
+    ]
+    rows = zip(frame["a"], frame["b"], asked, book.estimates(asked), strict=True)
+    found = [_compared(book, *row) for row in rows]
     frame = frame.merge(pd.Series(METRICS, name="metric"), how="cross")
     frame = pd.concat([frame, pd.concat(found, ignore_index=True)], axis=1)
     frame["family"] = _chosen(frame, family or {})
@@ -244,14 +266,15 @@ def differences(
     return frame.assign(verdict=np.select(list(cases.values()), list(cases), "worse"))
 
 
-def _compared(book: ScoreBook, a: str, b: str, score: str, name: str) -> pd.DataFrame:
+def _compared(
+    book: ScoreBook, a: str, b: str, asked: tuple[str, Rows, Rows], estimate: Estimate
+) -> pd.DataFrame:
     """What ``differences`` says of one pair, score and set before it judges: a row per metric."""
-    at_a, at_b = book.rows(a, score), book.rows(b, score)
+    name, at_a, at_b = asked
     first, second = _together(at_a, at_b)
     single = np.round(book.points[name][first] - book.points[name][second], 12)
     better = np.where(np.isin(METRICS, LOWER_IS_BETTER), single < 0, single > 0).sum(axis=0)
-    value, low, high, p = book.estimate(name, at_a, at_b)
-    columns = {"difference": value, "low": low, "high": high, "p": p}
+    columns = dict(zip(("difference", "low", "high", "p"), estimate, strict=True))
     columns |= {"seed_min": single.min(axis=0), "seed_max": single.max(axis=0)}
     columns |= {"seeds_better": [f"{k} of {len(single)}" for k in better]}
     several = [method for method, rows in ((a, at_a), (b, at_b)) if len(rows) > 1]
@@ -260,7 +283,7 @@ def _compared(book: ScoreBook, a: str, b: str, score: str, name: str) -> pd.Data
     return pd.DataFrame(columns).assign(covers=", ".join(others) + (" and " if others else "") + last)
 
 
-def _together(a: Mapping[int, int], b: Mapping[int, int]) -> tuple[list[int], list[int]]:
+def _together(a: Rows, b: Rows) -> tuple[list[int], list[int]]:
     """Rows of a and of b (seed -> row) that are compared: of the same seeds if both have them, else all."""
     matched = [(row, b[seed]) for seed, row in a.items()] if a.keys() == b.keys() else None
     pairs = matched or list(product(a.values(), b.values()))

@@ -225,7 +225,9 @@ def cluster_codes(clusters: Any, n: int, name: str = "clusters") -> np.ndarray:
 
 
 def over_images_and_seeds(
-    parts: Sequence[tuple[np.ndarray, np.ndarray]], clusters: Sequence[int]
+    parts: Sequence[tuple[np.ndarray, np.ndarray]],
+    clusters: Sequence[int],
+    others: tuple[np.ndarray, int] | None = None,
 ) -> Estimate:
     """Means over seeds and sets, with what other seeds, classes and images would have made of them.
 
@@ -233,40 +235,63 @@ def over_images_and_seeds(
     bootstrap, draw b being of the same images in all of them. The value (m,) is the sum over parts of the
     mean over S and J: differences of matched seeds are one part, else a and minus b are two. A part of one
     training adds nothing for its seed. ``clusters`` (J,): how many were resampled, of ID or of the set
-    whichever are fewer.
+    whichever are fewer. ``others``: the mean ``seed_ratio`` (m,) of the comparisons this is one of, and how
+    many degrees of freedom it counts: a few seeds say little of how much seeds differ, so each comparison
+    borrows from the others (moderated variances: Smyth 2004).
 
     The variance of images, that of the mean draw, holds what images do to all seeds alike and to each apart.
     The variance of seeds, s^2 / S, holds the latter again: only its excess over that is added (two-way
     clustering: Cameron, Gelbach, Miller 2011; resampling both at once counts it three times: Owen 2007). The
-    interval is Student's, its degrees of freedom Satterthwaite's from S - 1 and from clusters - 1 by each
-    set's share of the variance. A difference of rounding (below 1e-12) is 0. How often the interval holds the
-    truth: ``python -m benchmarks.coverage``.
+    interval is Student's, its degrees of freedom Satterthwaite's from S - 1 (and what is borrowed) and from
+    clusters - 1 by each set's share of the variance. A difference of rounding (below 1e-12) is 0. How often
+    the interval holds the truth: ``python -m benchmarks.coverage``.
     """
     value = sum(points.mean(axis=(0, 1)) for points, _ in parts)
     value = np.where(np.abs(value) < 1e-12, 0.0, value)
     by_set = sum(draws.mean(axis=0) for _, draws in parts)  # (n, J, m)
     by_set = by_set - by_set.mean(axis=0)
-    drawn, freedom = by_set.mean(axis=1), np.maximum(np.asarray(clusters) - 1, 1)
+    drawn, degrees = by_set.mean(axis=1), np.maximum(np.asarray(clusters) - 1, 1)
     images = drawn.var(axis=0, ddof=1)
     shares = np.einsum("njm,nm->jm", by_set, drawn) / (len(drawn) - 1) / len(clusters)  # their sum is images
     # shared ID images: an average knows no more of them than one set does
-    spread = np.maximum((shares**2 / freedom[:, None]).sum(axis=0), images**2 / freedom.max())
+    spread = np.maximum((shares**2 / degrees[:, None]).sum(axis=0), images**2 / degrees.max())
     seeds = np.zeros_like(images)
-    for points, draws in parts:
-        points, draws = points.mean(axis=1), draws.mean(axis=2)
-        if (count := len(points)) > 1:
-            between = points.var(axis=0, ddof=1) / count
-            apart = (draws - draws.mean(axis=1, keepdims=True)).var(axis=0, ddof=1).mean(axis=0) / count
-            excess = np.maximum(between - apart, 0)
-            seeds += excess
-            # S - 1 is few: it fades out where images explain why seeds differ, else intervals are too wide
-            spread += np.minimum(between, 4 * excess) ** 2 / (count - 1)
+    for between, apart, freedom in _of_seeds(parts):
+        if others:
+            ratio, weight = others
+            between = (freedom * between + weight * ratio * apart) / (freedom + weight)
+            freedom += weight
+        excess = np.maximum(between - apart, 0)
+        seeds += excess
+        # few degrees: they fade out where images explain why seeds differ, else intervals are too wide
+        spread += np.minimum(between, 4 * excess) ** 2 / freedom
     variance = images + seeds
     error, far = np.round(np.sqrt(variance), 12), np.where(value == 0, 0.0, np.inf)
     freedom = np.divide(variance**2, spread, out=np.full_like(images, np.inf), where=spread > 0)
     p = 2 * stats.t.sf(np.divide(np.abs(value), error, out=far, where=error > 0), freedom)
     reach = stats.t.ppf(0.975, freedom) * error
     return Estimate(value, value - reach, value + reach, p)
+
+
+def seed_ratio(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
+    """(m,): the variance of seeds over what the images drawn explain of it; None where no part has two seeds.
+
+    About 1 where seeds differ only by which images they get right. ``parts`` as above.
+    """
+    found = [
+        np.divide(between, apart, out=np.ones_like(apart), where=apart > 0)
+        for between, apart, _ in _of_seeds(parts)
+    ]
+    return np.mean(found, axis=0) if found else None
+
+
+def _of_seeds(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Of each part of several seeds: s^2 / S (m,), as much of it as images explain, degrees of freedom."""
+    for points, draws in parts:
+        points, draws = points.mean(axis=1), draws.mean(axis=2)
+        if (count := len(points)) > 1:
+            apart = (draws - draws.mean(axis=1, keepdims=True)).var(axis=0, ddof=1).mean(axis=0)
+            yield points.var(axis=0, ddof=1) / count, apart / count, count - 1
 
 
 def holm(p: np.ndarray) -> np.ndarray:

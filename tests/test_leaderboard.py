@@ -146,9 +146,12 @@ def test_summary_over_seeds(book: leaderboard.ScoreBook, frame: pd.DataFrame) ->
     assert (
         row["auroc_std"] == pytest.approx(pair["auroc"].std()) and row["fpr95_id_low"] <= row["fpr95_id_high"]
     )
-    rows = list(book.rows("CMA", "MCM").values())
-    parts = book.points["arrows"][rows][:, None], book.resampled["arrows"][rows][:, :, None]
-    assert row["auroc_low"] == pytest.approx(metrics.over_images_and_seeds([parts], [6]).low[0])
+    rows = book.rows("CMA", "MCM")
+    parts = book.points["arrows"][[*rows.values()]][:, None], book.resampled["arrows"][[*rows.values()]]
+    expected = metrics.over_images_and_seeds([(parts[0], parts[1][:, :, None])], [6])
+    (found,) = book.estimates([("arrows", rows, None)])  # asked alone, nothing is borrowed
+    np.testing.assert_allclose(found, expected)
+    assert row["auroc_low"] <= row["auroc"] and row["auroc_low"] != pytest.approx(expected.low[0], abs=1e-9)
     alone = summary.loc["zero-shot", "MCM", "arrows"]
     assert alone["seeds"] == 1 and np.isnan(alone["auroc_std"])
     assert "seed" not in summary.columns and len(summary) == len(frame) // len(METHODS) * 3
@@ -168,12 +171,20 @@ def test_differences_are_paired_and_averaged_over_seeds(
     assert (row["seed_min"], row["seed_max"]) == pytest.approx((single.min(), single.max()))
     assert row["low"] <= row["difference"] <= row["high"] and row["seeds_better"] == "2 of 2"
     rows = [list(book.rows(method, "NegLabel").values()) for method in ("CMA", "FLYP")]
-    drawn = np.stack(
-        [book.resampled[name][rows[0]] - book.resampled[name][rows[1]] for name in GROUPS], axis=2
-    )
-    parts = np.tile(single.to_numpy()[:, None, None], (1, 4, 1)), drawn[..., :1]
-    expected = metrics.over_images_and_seeds([parts], [6] * 4)
-    assert tuple(row[["low", "high", "p"]]) == pytest.approx([part.item() for part in expected[1:]])
+    parts = {}
+    for group, sets in book.averages.items():
+        gaps = (
+            np.stack([of[x][rows[0]] - of[x][rows[1]] for x in sets], -2)
+            for of in (book.points, book.resampled)
+        )
+        parts[group] = [tuple(gaps)]
+    others = np.mean([metrics.seed_ratio(part) for part in parts.values()], axis=0), 3  # of four comparisons
+    found = differences(book, [("CMA", "FLYP")]).query("score == 'NegLabel'")
+    for group, sets in book.averages.items():
+        expected = metrics.over_images_and_seeds(parts[group], [6] * len(sets), others)
+        np.testing.assert_allclose(
+            found[found.group == group][["difference", "low", "high", "p"]].T, expected
+        )
 
 
 def test_seeds_are_matched_or_else_stand_for_themselves(book: leaderboard.ScoreBook) -> None:
