@@ -141,6 +141,11 @@ class Profile(TrainingValues):
     ood_groups: dict[str, Literal["near", "far", "unseen", "validation"]] = Field(
         {}, description="OoD set name -> near, far, unseen or validation"
     )
+    names_file: str = Field("", description="folder lane: CSV file of folder, name, synonyms (a | b)")
+    held_out: Count | None = Field(
+        None, description="folder lane: ID classes that play OoD; none = a fifth where ood_roots is empty"
+    )
+    smoke_test: bool = Field(False, description="try GlyphCLIP on photographs, whose results mean nothing")
     id_classes: Count = Field(0, description="number of ID classes, 0 = all")
     id_views: Positive = Field(4, description="views of each ID test drawing")
     ood_images: Count = Field(800, description="images kept of each OoD set, 0 = all")
@@ -298,14 +303,14 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
 def absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
     """Values with every relative path that exists below base made absolute (images, corpus, weights)."""
 
-    def absolute(value: Any) -> Any:
-        looks_like_path = isinstance(value, str) and any(mark in value for mark in ("/", os.sep, "."))
-        path = base / Path(value).expanduser() if looks_like_path else None
+    def absolute(value: Any, always: bool = True) -> Any:
+        is_path = isinstance(value, str) and (always or any(mark in value for mark in ("/", os.sep, ".")))
+        path = base / Path(value).expanduser() if is_path and value else None
         return str(path.resolve()) if path is not None and path.exists() else value
 
     values = dict(values)
-    for name in {"data_root", "corpus", "pretrained"} & values.keys():
-        values[name] = absolute(values[name])
+    for name in {"data_root", "names_file", "corpus", "pretrained"} & values.keys():
+        values[name] = absolute(values[name], name in ("data_root", "names_file"))
     if isinstance(values.get("ood_roots"), dict):
         values["ood_roots"] = {key: absolute(value) for key, value in values["ood_roots"].items()}
     return values

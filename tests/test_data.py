@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import mini_imagenet
+import numpy as np
 import pytest
 import torch
 
@@ -137,7 +138,9 @@ def test_a_folder_of_classes_is_split(folders) -> None:
     [
         ({"data_root": ""}, "data_root is empty"),
         ({"data_root": "/nowhere/at/all"}, "/nowhere/at/all"),
-        ({"ood_roots": {}}, "ood_roots"),
+        ({"ood_roots": {}}, "2 class folders, of which 2 would be held out .* or ood_roots"),
+        ({"ood_groups": {"cars": "validation", "held": "validation"}}, "at least one for the test"),
+        ({"names_file": "/no/file.csv"}, "names_file /no/file.csv cannot be read"),
         ({"ood_roots": {"cars": "/not/there"}}, "/not/there"),
         ({"corpus": "/not/a/corpus"}, "corpus"),
     ],
@@ -148,14 +151,74 @@ def test_wrong_folders_are_named(folders, change: dict, said: str) -> None:
 
 
 def test_missing_folders_are_needs_not_met(folders) -> None:
-    assert [need.ok for need in data.needs(folders)] == [True] * 3
+    assert [need.ok for need in data.needs(folders)] == [True] * 4 + [None]
     wrong = _with(folders, data_root="/nowhere", ood_roots={"cars": "/not/there"})
     assert ["/nowhere" in str(need) or "/not/there" in str(need) for need in data.needs(wrong)] == [
         True,
         True,
     ]
     assert not any(need.ok for need in data.needs(wrong))
-    assert "ood_roots names no OoD set" in [need.what for need in data.needs(_with(folders, ood_roots={}))]
+    (lacking,) = (need for need in data.needs(_with(folders, ood_roots={})) if need.ok is False)
+    assert "2 class folders, of which 2 would be held out to play OoD" in lacking.what
+
+
+def test_each_class_is_in_every_part_and_the_split_is_the_seeds(folders) -> None:
+    study, again = data.load(folders), data.load(folders)
+    for part, size in ((study.train, 6), (study.id_val, 2), (study.id_test, 2)):
+        assert np.bincount(part.labels).tolist() == [size, size]
+    assert study.train.ids == again.train.ids != data.load(_with(folders, data_seed=1)).train.ids
+    assert study.notes == again.notes and "60/20/20" in study.notes[0]
+
+
+def test_classes_play_ood_where_there_is_none(folders, tmp_path) -> None:
+    for name in ("lynx", "dog", "a_cat"):
+        shutil.copytree(tmp_path / "id" / "wolf", tmp_path / "id" / name)
+    study = data.load(_with(folders, ood_roots={}, ood_groups={}))
+    assert len(study.class_names) == 3 and len(study.ood["held_out"]) == 10
+    assert (study.ood["held_out"].group, [*study.validation]) == ("near", ["val_held_out"])
+    folders_of = {
+        Path(name).parent.name for made in study.sets.values() for name in made.ids if made.group != "id"
+    }
+    assert len(folders_of) == 2 and not {name.replace("_", " ") for name in folders_of} & {*study.class_names}
+    assert [note for note in study.notes if note.startswith("Held out")] == [
+        f"Held out, so unknown to the models, to play OoD in {use}: {Path(made.ids[0]).parent.name}."
+        for use, made in (("the test", study.ood["held_out"]), ("choices", study.validation["val_held_out"]))
+    ]
+    both = data.load(_with(folders, held_out=1))
+    assert {*both.ood} == {"cars", "held_out"} and {*both.validation} == {"held"}
+
+
+def test_without_a_validation_set_half_of_each_folder_serves_for_choices(folders, tmp_path) -> None:
+    mini_imagenet.noise(tmp_path / "ood" / "other" / "0.png", seed=7)
+    study = data.load(_with(folders, ood_groups={}, ood_images=0))
+    assert {name: len(made) for name, made in study.ood.items()} == {"cars": 3, "held": 2}
+    assert {name: len(made) for name, made in study.validation.items()} == {"val_cars": 2, "val_held": 2}
+    assert not {*study.ood["cars"].ids} & {*study.validation["val_cars"].ids}
+    assert "No OoD set is of group validation" in study.notes[-1]
+    kinds = [*zip(study.ood["cars"].ids, study.ood["cars"].clusters, strict=True)]
+    assert len({(Path(name).parent, kind) for name, kind in kinds}) == len({kind for _, kind in kinds})
+    assert study.ood["held"].clusters is None
+
+
+def test_a_csv_file_names_the_classes(folders, tmp_path) -> None:
+    file = tmp_path / "names.csv"
+    file.write_text("folder,name,synonyms\nred_fox,a fox,reynard | vixen\n")
+    study = data.load(_with(folders, names_file=str(file)))
+    assert study.class_names == ["a fox", "wolf"] and study.synonyms == [["reynard", "vixen"], []]
+    file.write_text("folder,name\nred_foxes,a fox\n")
+    with pytest.raises(
+        UserError, match="folder 'red_foxes', which is not in data_root; did you mean red_fox"
+    ):
+        data.load(_with(folders, names_file=str(file)))
+    file.write_text("fox\n")
+    with pytest.raises(UserError, match="lacks the columns folder and name"):
+        data.load(_with(folders, names_file=str(file)))
+
+
+def test_glyphclip_on_photographs_is_refused_unless_wanted(folders) -> None:
+    glyphs = _with(folders, model="GlyphCLIP", pretrained="builtin")
+    assert "knows only glyphs" in next(need.what for need in data.needs(glyphs) if need.ok is False)
+    assert all(need.ok is not False for need in data.needs(_with(glyphs, smoke_test=True)))
 
 
 def test_an_empty_folder_and_a_single_class_are_refused(folders, tmp_path) -> None:

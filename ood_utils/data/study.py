@@ -57,7 +57,8 @@ class Study:
     """One ID problem with its OoD sets, and the words from which negative labels are mined.
 
     ``validation`` sets serve every choice and share no image, class or name with the test sets in ``ood``.
-    ``corpus``: (word, part of speech) pairs; it contains OoD names, as WordNet does for ImageNet.
+    ``corpus``: (word, part of speech) pairs; it contains OoD names, as WordNet does for ImageNet. ``notes``:
+    sentences on how the sets came about, for the reader.
     """
 
     class_names: list[str]
@@ -68,6 +69,7 @@ class Study:
     ood: dict[str, ImageSet]
     validation: dict[str, ImageSet]
     corpus: list[tuple[str, str]] = field(repr=False)
+    notes: list[str] = field(default_factory=list)
 
     def class_texts(self, template: str) -> list[str]:
         """The ID class names in a prompt, "{}" being where the name goes."""

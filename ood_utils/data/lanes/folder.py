@@ -1,76 +1,234 @@
-"""A user's own images: ``data_root`` in ImageFolder layout, ``ood_roots`` folders of anything else."""
+"""A user's own images: ``data_root`` holds a folder per ID class, ``ood_roots`` folders of anything else."""
 
-import os
-from collections.abc import Iterator
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ...config import Profile
-from ...errors import UserError
+from ...errors import UserError, nearest
 from ..corpus import load_corpus
 from ..paths import class_folders, folder_need, images_below
 from ..study import Need, Study, by_use, subset
 
+PARTS = ("train", "val", "test")
+HELD_OUT, VALIDATION = "held_out", "val_"
+SMOKE = (
+    "GlyphCLIP knows only glyphs: on photographs its numbers mean nothing",
+    "give an open_clip model (-p model=ViT-B-32-quickgelu pretrained=openai, downloaded once) or local "
+    "weights, or -p smoke_test=true to try the machinery with it",
+)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files of a study by use; ``out``: set -> (files, kinds drawn together or None); notes: sentences."""
+
+    names: list[str]
+    synonyms: list[list[str]]
+    parts: list[tuple[np.ndarray, np.ndarray]]
+    out: dict[str, tuple[np.ndarray, np.ndarray | None]]
+    notes: list[str]
+
 
 def needs(profile: Profile) -> Iterator[Need]:
-    """The ID folder and at least one folder of OoD images."""
+    """The folders, what is in them, and a model that knows photographs."""
     remedy = "give -p data_root=FOLDER, or write it in a copy of the profile"
-    yield folder_need("data_root", profile.data_root, remedy)
-    for name, root in profile.ood_roots.items():
-        yield folder_need(f"ood_roots {name}", root, "correct the folder in the profile")
-    if not profile.ood_roots:
-        remedy = "give -p 'ood_roots={name: FOLDER}', or write it in the profile"
-        yield Need(False, "ood_roots names no OoD set", remedy)
+    asked = [("data_root", profile.data_root, remedy)]
+    asked += [
+        (f"ood_roots {x}", at, "correct the folder in the profile") for x, at in profile.ood_roots.items()
+    ]
+    folders = [folder_need(*one) for one in asked]
+    yield from folders
+    if profile.model == "GlyphCLIP" and not profile.smoke_test:
+        yield Need(False, *SMOKE, "WRONG")
+    if not all(folder.ok for folder in folders):
+        return
+    try:
+        found = listing(profile)
+    except UserError as fault:
+        yield Need(False, *str(fault).split("; ", 1), "WRONG")
+    else:
+        counts = ", ".join(
+            f"{part} {len(paths)}" for part, (paths, _) in zip(PARTS, found.parts, strict=True)
+        )
+        sets = ", ".join(f"{name} {len(paths)}" for name, (paths, _) in found.out.items())
+        yield Need(True, f"{len(found.names)} ID classes, images: {counts}; OoD: {sets}")
+        yield from (Need(None, note) for note in found.notes)
 
 
 def count(profile: Profile) -> int:
-    """About how many images a run embeds with each model: the files below the folders."""
-    roots = [Path(root).expanduser() for root in (profile.data_root, *profile.ood_roots.values()) if root]
-    return sum(len(files) for root in roots for _, _, files in os.walk(root))
+    """How many images a run embeds with each model; 0 where the folders do not fit."""
+    try:
+        found = listing(profile)
+    except UserError:
+        return 0
+    return sum(len(paths) for paths, _ in (*found.parts[1:], *found.out.values()))
 
 
 def study(profile: Profile, classes: int) -> Study:
-    """``data_root`` holds train/, val/, test/, or class folders that are split 60/20/20 by the data seed."""
+    """``data_root`` holds train/, val/, test/, or class folders, each split 60/20/20 by the data seed.
+
+    ``held_out`` classes play OoD; without ``ood_roots`` a fifth of them do. Where no OoD set serves for
+    choices, half of each OoD folder does. ``notes`` say so. UserError for what does not fit.
+    """
     from ...models import transforms
     from ..images import class_set, files_set
 
     train_view, view = transforms(profile.model, profile.pretrained, profile.crop_scale)
-    root, seed = Path(profile.data_root).expanduser(), profile.data_seed
-    if not profile.data_root:
-        raise UserError("data_root is empty; set it to the folder of your ID images (one sub-folder a class)")
-    names, train, val, test = _split(root, seed)
-    if len(names) < 2:
-        raise UserError(f"data_root {root} has {len(names)} class folders; give at least 2 ID classes")
-    kept = subset(len(names), classes or profile.id_classes, seed)
+    root, seed, found = Path(profile.data_root).expanduser(), profile.data_seed, listing(profile)
+    kept = subset(len(found.names), classes or profile.id_classes, seed)
     sets = []
-    for name, folder in profile.ood_roots.items():
-        below = Path(folder).expanduser()
-        files = images_below(below)
-        files = files[subset(len(files), profile.ood_images, seed)]
-        sets.append(files_set(name, profile.ood_groups.get(name, "far"), below, files, view))
-    others = by_use(sets)
-    if not others["ood"]:
-        raise UserError("ood_roots names no test set; give at least one folder of OoD images")
+    for name, (files, kinds) in found.out.items():
+        base = Path(profile.ood_roots.get(name.removeprefix(VALIDATION), root)).expanduser()
+        made = files_set(name, _group(profile, name), base, files, view)
+        sets.append(made if kinds is None else replace(made, clusters=kinds))
+    train, val, test = (
+        class_set(name, root, *part, kept, *look)
+        for name, part, look in zip(
+            ("train", "id_val", "id_test"), found.parts, [(train_view, seed), (view,), (view,)], strict=True
+        )
+    )
     return Study(
-        class_names=[names[i].replace("_", " ") for i in kept],
-        synonyms=[[] for _ in kept],
-        train=class_set("train", root, *train, kept, train_view, seed),
-        id_val=class_set("id_val", root, *val, kept, view),
-        id_test=class_set("id_test", root, *test, kept, view),
+        class_names=[found.names[i] for i in kept],
+        synonyms=[found.synonyms[i] for i in kept],
+        train=train,
+        id_val=val,
+        id_test=test,
         corpus=load_corpus(profile),
-        **others,
+        notes=found.notes,
+        **by_use(sets),
     )
 
 
-def _split(root: Path, seed: int) -> tuple:
-    """Class names, then (paths, labels) of train, val and test: as the folders say, or 60/20/20."""
+def _group(profile: Profile, name: str) -> str:
+    if name in profile.ood_groups:
+        return profile.ood_groups[name]
+    return "validation" if name.startswith(VALIDATION) else "near" if name == HELD_OUT else "far"
+
+
+def listing(profile: Profile) -> Listing:
+    """Which file is what; UserError for a folder, class or list of names that does not fit."""
+    root, rng = Path(profile.data_root).expanduser(), np.random.default_rng(profile.data_seed)
+    if not profile.data_root:
+        raise UserError("data_root is empty; set it to the folder of your ID images (one sub-folder a class)")
+    folders, parts, notes = _split(root, rng)
+    held = profile.held_out
+    if held is None:
+        held = 0 if profile.ood_roots else max(2, round(len(folders) / 5))
+    if len(folders) - held < 2:
+        why = f", of which {held} would be held out to play OoD" if held else ""
+        remedy = "give at least 2 more" if held else "give at least 2 ID classes"
+        raise UserError(f"data_root {root} has {len(folders)} class folders{why}; {remedy}, or ood_roots")
+    chosen = rng.permutation(len(folders))[:held]
+    out = _held_out(parts, chosen, folders, notes)
+    for name, folder in profile.ood_roots.items():
+        files = images_below(Path(folder).expanduser())
+        if not len(files):
+            raise UserError(
+                f"OoD set {name!r} is empty: {folder} is missing or has no image; correct ood_roots"
+            )
+        out[name] = files, _kinds(files)
+    if "validation" not in {_group(profile, name) for name in out}:
+        out = _halves(out, rng, notes)
+    if all(_group(profile, name) == "validation" for name in out):
+        raise UserError("every OoD set is of group validation; give at least one for the test in ood_roots")
+    drawn = {}
+    for name, (files, kinds) in out.items():
+        some = subset(len(files), profile.ood_images, profile.data_seed)
+        drawn[name] = files[some], None if kinds is None else kinds[some]
+    kept = np.setdiff1d(np.arange(len(folders)), chosen)
+    parts = [_of_classes(part, kept) for part in parts]
+    names, synonyms = _names(profile.names_file, [folders[i] for i in kept], folders)
+    return Listing(names, synonyms, parts, drawn, notes)
+
+
+def _split(root: Path, rng: np.random.Generator) -> tuple[list[str], list, list[str]]:
+    """Class folders, (paths, labels) of train, val and test, and how they came about."""
     if (root / "train").is_dir():
-        found = [class_folders(root / part) for part in ("train", "val", "test")]
+        found = [class_folders(root / part) for part in PARTS]
         if len({tuple(names) for names, *_ in found}) > 1:
             raise UserError(f"train, val and test of {root} have different class folders; give all to each")
-        return found[0][0], *(part[1:] for part in found)
+        return found[0][0], [part[1:] for part in found], ["Split: by the folders train, val and test."]
     names, paths, labels = class_folders(root)
-    place = np.random.default_rng(seed).permutation(len(paths)) / max(1, len(paths))
-    part_of = np.digitize(place, [0.6, 0.8])
-    return names, *((paths[part_of == k], labels[part_of == k]) for k in range(3))
+    part_of = np.empty(len(labels), int)
+    for k, name in enumerate(names):  # each class by itself, so that all parts have all classes
+        rows = rng.permutation(np.flatnonzero(labels == k))
+        if len(rows) < 3:
+            raise UserError(f"class folder {root / name} holds {len(rows)} images; give it 3 or more")
+        fifth = max(1, len(rows) // 5)
+        part_of[rows] = np.repeat([0, 1, 2], [len(rows) - 2 * fifth, fifth, fifth])
+    split = [(paths[part_of == k], labels[part_of == k]) for k in range(3)]
+    return names, split, ["Split: each class 60/20/20 into train, validation and test, drawn by data_seed."]
+
+
+def _held_out(parts: list, chosen: np.ndarray, folders: Sequence[str], notes: list[str]) -> dict:
+    """The sets that held-out classes make: the first half, rounded up, for the test, the rest for choices."""
+    out = {}
+    half = math.ceil(len(chosen) / 2)
+    for name, some in ((HELD_OUT, chosen[:half]), (VALIDATION + HELD_OUT, chosen[half:])):
+        if len(some):
+            held = [_of_classes(part, np.sort(some)) for part in parts]
+            out[name] = tuple(np.concatenate(column) for column in zip(*held, strict=True))
+            use = "choices" if name.startswith(VALIDATION) else "the test"
+            which = ", ".join(sorted(folders[i] for i in some))
+            notes.append(f"Held out, so unknown to the models, to play OoD in {use}: {which}.")
+    return out
+
+
+def _halves(out: dict, rng: np.random.Generator, notes: list[str]) -> dict:
+    """Each set as two: half its images for choices, half for the test."""
+    split = {}
+    for name, (files, kinds) in out.items():
+        if len(files) < 2:
+            raise UserError(
+                f"OoD set {name!r} has one image; give two or more, one to choose by, one to test"
+            )
+        first = np.zeros(len(files), bool)
+        first[rng.permutation(len(files))[: len(files) // 2]] = True
+        for part, rows in ((name, ~first), (VALIDATION + name, first)):
+            split[part] = files[rows], None if kinds is None else kinds[rows]
+    notes.append(
+        "No OoD set is of group validation: half of each folder's images serves for choices, the other half "
+        "for the test. OoD of another kind may be told apart worse."
+    )
+    return split
+
+
+def _of_classes(part: tuple[np.ndarray, np.ndarray], kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images of the classes ``kept`` (sorted), labelled by their place in it."""
+    paths, labels = part
+    rows = np.isin(labels, kept)
+    return paths[rows], np.searchsorted(kept, labels[rows])
+
+
+def _kinds(files: np.ndarray) -> np.ndarray | None:
+    """(n,) the folder of each file, as a number, where there are several: its images are alike."""
+    kinds = np.unique([str(path.parent) for path in files], return_inverse=True)[1]
+    return kinds if kinds.any() else None
+
+
+def _names(file: str, folders: list[str], known: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Class names and their synonyms: of a CSV file (folder, name, synonyms a | b), else the folders' own."""
+    given: dict[str, tuple[str, list[str]]] = {}
+    if file:
+        try:
+            with Path(file).expanduser().open(encoding="utf-8-sig", newline="") as lines:
+                rows = list(csv.DictReader(lines))
+        except (OSError, UnicodeDecodeError, csv.Error) as fault:
+            raise UserError(f"names_file {file} cannot be read ({fault}); give a UTF-8 CSV file") from None
+        if not rows or not {"folder", "name"} <= rows[0].keys():
+            raise UserError(f"names_file {file} lacks the columns folder and name; add synonyms if you like")
+        for row in rows:
+            if row["folder"] not in known:
+                raise UserError(
+                    f"names_file {file} names the folder {row['folder']!r}, which is not in data_root"
+                    f"{nearest(str(row['folder']), known)}"
+                )
+            words = (row.get("synonyms") or "").split("|")
+            given[row["folder"]] = row["name"].strip(), [word.strip() for word in words if word.strip()]
+    both = [given.get(folder, (folder.replace("_", " "), [])) for folder in folders]
+    return [name for name, _ in both], [synonyms for _, synonyms in both]
