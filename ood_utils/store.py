@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA_VERSION = 1  # of run.json; a folder of another version is never mixed with this one
+SMOKE_TEST = "Smoke test: GlyphCLIP knows only glyphs, these numbers mean nothing."
 OUTPUTS = Path(os.environ.get("OOD_OUTPUTS") or ROOT / "outputs").resolve()
 
 
@@ -63,6 +64,8 @@ class RunFolder:
         if not any(text.get_gid() == "run-id" for text in figure.texts):
             footer = {"ha": "right", "va": "bottom", "size": 6, "color": "0.45", "gid": "run-id"}
             figure.text(0.995, 0.005, self.id, **footer)
+            if self.profile.smoke_test:  # no picture of it may pass for a result
+                figure.text(0.005, 0.005, SMOKE_TEST, ha="left", va="bottom", size=9, color="#D55E00")
         path = self.folder / "figures" / f"{name}.png"
         with replacing(path) as aside:  # no software tag: the same picture is the same file
             figure.savefig(aside, dpi=150, bbox_inches="tight", format="png", metadata={"Software": None})

@@ -69,12 +69,15 @@ def _index(folder: Path, record: dict[str, Any], questions: dict[str, str], key:
         numbers={name: _numbers(_results(folder, name)) for name in names},
         headline=folder / "figures" / "headline.png" in pictures,
         headlines=[_table(path, 60) for path in tables if path.stem == "headline"],
-        answer=[text for name in names for text in _results(folder, name).get("answer", [])],
+        # a later notebook speaks of the reader's own images
+        answer=[text for name in reversed(names) for text in _results(folder, name).get("answer", [])],
+        own=record["parameters"].get("data") == "folder" and folder / "figures/own_mistakes.png" in pictures,
         answers=[_table(path, 60) for path in tables if path.stem == "answer"],
         interactive=sorted((folder / "figures").glob("*.html")),
         figures=[{"path": path, "owner": owner.get(f"figures/{path.name}", NOBODY)} for path in pictures],
         tables=[_table(path, 12) for path in tables],
         unreadable=unreadable(folder),
+        smoke_test=store.SMOKE_TEST if record["parameters"].get("smoke_test") else "",
     )
 
 
