@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from .errors import UserError
 
 EXAMPLES = """examples:
-  ood run                                   the glyph world, four notebooks, a report; minutes, no download
+  ood run                                   the glyph world, all notebooks, a report; minutes, no download
   ood run --profile glyphs-tiny             the same, cut down to about a minute
   ood run -p lam=0.01 seeds=[0] --run mine  with other values, in outputs/mine
   ood run --only 03 04 --force              these two again

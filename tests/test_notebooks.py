@@ -1,4 +1,4 @@
-"""The four notebooks, run by the runner on the tiny profile; their results asserted, not just their exit
+"""The notebooks, run by the runner on the tiny profile; their results asserted, not just their exit
 status.
 """
 
@@ -21,7 +21,7 @@ from ood_utils import detector, metrics
 ROOT = Path(__file__).parents[1]
 TRAINED = ("FLYP", "CMA", "CMA closed")
 METHODS = {"zero-shot", *TRAINED, *(f"{name} + relation" for name in TRAINED)}
-NAMES = ("01_modality_gap", "02_train_aligned", "03_hypersphere", "04_ood_detection")
+NAMES = ("01_modality_gap", "02_train_aligned", "03_hypersphere", "04_ood_detection", "06_your_images")
 pytestmark = [pytest.mark.series, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
