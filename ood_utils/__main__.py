@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   ood list                                  the notebooks, their questions, and the runs so far
   ood train --help                          one fine-tuning (also under torchrun)
   ood embed --help                          an image lane's embeddings, to share and to run without a GPU
+  ood score --help                          which images are none of the classes: a detector that a run saved
 """
 TRAIN = """One fine-tuning, in one process or under torchrun, on one machine or many:
 
@@ -68,6 +69,14 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         embed.description = share.EMBED
         share.add_arguments(embed)
         embed.set_defaults(act=share.command)
+    short = "score images with a detector that a run saved; see `ood score --help`"
+    score = commands.add_parser("score", help=short, formatter_class=layout)
+    if words[:1] == ["score"]:
+        from . import scoring
+
+        score.description = scoring.SCORE
+        scoring.add_arguments(score)
+        score.set_defaults(act=scoring.command)
     commands.add_parser("pretrain", help="train GlyphCLIP from scratch; see `ood pretrain --help`")
     return main
 

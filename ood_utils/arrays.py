@@ -1,15 +1,20 @@
 """Checked arrays: what every formula asks of its inputs, numpy arrays, torch tensors of any device or lists.
 
-A fault is one ``UserError`` naming the array, what is wrong with it, and the remedy.
+A fault is one ``UserError`` naming the array, what is wrong with it, and the remedy. torch is imported where
+there are tensors: what serves a detector by ONNX has only numpy.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 UNIT_TOLERANCE = 5e-3  # of a row's length: CLIP's float16 features stray by 6e-4, bfloat16 ones by 4e-3
 
@@ -40,6 +45,8 @@ def unit_tensors(**arrays: Any) -> list[torch.Tensor]:
 
     float32 and float64 are kept, all else becomes float32; a read-only array (a memory map) is copied.
     """
+    import torch
+
     rows = {}
     for name, values in arrays.items():
         if not isinstance(values, torch.Tensor):
@@ -53,9 +60,9 @@ def unit_tensors(**arrays: Any) -> list[torch.Tensor]:
 
 
 def _numbers(values: Any, name: str, dimensions: int) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
+    if hasattr(values, "detach"):  # a tensor
         values = values.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values  # which numpy lacks
+        values = values.float() if "bfloat16" in str(values.dtype) else values  # which numpy lacks
     array = np.asarray(values)
     _check_shape(array.shape, name, dimensions)
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)

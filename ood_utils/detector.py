@@ -1,91 +1,293 @@
-"""What an engineer takes away: one file that scores new images and says whether they are in-distribution."""
+"""What an engineer takes away: one folder that scores images and says whether they are in-distribution."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_bytes
-from torch import Tensor
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 
-from . import models, scores
-from .data.images import read_image
+from . import files, methods, serving
 from .errors import UserError
-from .files import atomic_write
+from .provenance import provenance
 
-FORMAT = 1
-TEXTS = ("class_text", "negative_text")
+if TYPE_CHECKING:
+    from .config import Profile
+    from .embeddings import StudyEmbeddings
+    from .models import Network
+
+FORMAT = 2
+FACTS, TEXTS, WEIGHTS, ONNX = "detector.json", "texts.safetensors", "weights.safetensors", "image_tower.onnx"
+BLANK = {"score": np.nan, "is_id": False, "nearest": "", "nearest_negative": ""}  # of an unreadable image
+RARE = 1e-3  # a batch less likely than this, where calibration holds, is called a drift
+BLOCK = 1024  # rows laid beside all texts at a time
 
 
 @dataclass
 class Detector:
-    """NegLabel on a CLIP-like model, with a threshold set on held-out ID images.
+    """A score on a CLIP-like model, with a threshold set on held-out ID images.
 
-    ``model``: an open_clip name; ``weights``: a path or tag; ``class_text`` (K, d), ``negative_text`` (M, d):
-    float32 unit rows; ``threshold`` in log-odds: at or above it an image is called ID.
+    ``class_text`` (K, d), ``negative_text`` (M, d) or None: float32 unit rows of ``class_names`` and
+    ``negative_words``; ``score_name``: one of ``methods``, with its temperature, groups and beta;
+    ``preprocessing``: numbers of the image transform, None for a model on given embeddings; ``threshold``: at
+    or above it an image is called ID; ``calibration``: on what, images, target, rank of the threshold.
     """
 
     model: str
-    weights: str
     class_names: list[str]
     class_text: np.ndarray
-    negative_text: np.ndarray
-    threshold: float
-    temperature: float = 0.01
-    groups: int = 1
-
-    @cached_property
-    def network(self) -> models.Network:
-        """The model, loaded once, when the first image is scored."""
-        return models.Network(self.model, str(self.weights))
-
-    def calibrate(self, id_images: np.ndarray, recall: float = 0.95) -> float:
-        """Set and return the threshold that accepts at least ``recall`` of held-out ID embeddings (n, d)."""
-        if not 0 < recall <= 1:
-            raise UserError(f"recall is {recall}; give the share of ID images to accept, in (0, 1]")
-        ordered = np.sort(self._neglabel(id_images))[::-1]
-        self.threshold = float(ordered[int(np.ceil(recall * len(ordered))) - 1])
-        return self.threshold
-
-    def _neglabel(self, images: np.ndarray) -> np.ndarray:
-        return scores.neglabel(images, self.class_text, self.negative_text, self.temperature, self.groups)
-
-    def score_embeddings(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Unit rows (n, d) -> (n,) each: ``score``, higher = more ID; ``is_id``; ``nearest`` class name."""
-        score = self._neglabel(images)
-        nearest = np.array(self.class_names)[(images @ self.class_text.T).argmax(1)]
-        return {"score": score, "is_id": score >= self.threshold, "nearest": nearest}
-
-    @torch.no_grad()
-    def score(self, images: Sequence[Any] | Tensor) -> dict[str, np.ndarray]:
-        """The same for PIL images, file paths, or an already normalised tensor (n, 3, H, W)."""
-        model, preprocess, _ = self.network.parts
-        if not isinstance(images, Tensor):
-            opened = [read_image(i) if isinstance(i, str | Path) else i.convert("RGB") for i in images]
-            images = torch.stack([preprocess(image) for image in opened])
-        rows = torch.nn.functional.normalize(model.encode_image(images).float(), dim=-1)
-        return self.score_embeddings(rows.numpy())
-
-    def save(self, path: Path) -> None:
-        """Write one safetensors file, whole or not at all: the text embeddings, and the rest as metadata."""
-        facts = {"format": FORMAT, **asdict(self)}
-        tensors = {name: np.ascontiguousarray(facts.pop(name)) for name in TEXTS}
-        atomic_write(path, to_bytes(tensors, {"detector": json.dumps(facts, default=str)}))
+    negative_words: list[str]
+    negative_text: np.ndarray | None
+    score_name: str
+    temperature: float
+    groups: int
+    beta: float
+    preprocessing: dict[str, Any] | None
+    precision: str
+    origin: dict[str, Any]
+    tower: serving.Tower = field(repr=False)
+    threshold: float | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a detector file; UserError if it is missing, truncated or something else."""
-        try:
-            with safe_open(path, "np") as file:
-                facts = json.loads((file.metadata() or {})["detector"])
-                tensors = {name: file.get_tensor(name) for name in TEXTS}
-        except (OSError, SafetensorError, KeyError, ValueError) as fault:
-            raise UserError(f"detector file {path} cannot be read ({fault}); save it again") from None
-        if facts.pop("format") != FORMAT:
-            raise UserError(f"detector file {path} has another format than {FORMAT}; save it again")
-        return cls(**facts, **tensors)
+    def of(
+        cls,
+        network: Network,
+        embedded: StudyEmbeddings,
+        profile: Profile,
+        score: str = "NegLabel",
+        **origin: Any,
+    ) -> Self:
+        """The detector of a model and its embedded study, without a threshold yet.
+
+        ``origin``: what else the card is to say (method, run); commit, time and versions are added. UserError
+        for an unknown score.
+        """
+        from . import embeddings, models, residual
+
+        name, listed = methods.find(score).name, embedded.negatives
+        given = network.name.startswith(residual.PREFIX)
+        numbers = None if given else asdict(models.preprocessing(network.name, profile.pretrained))
+        known = provenance()
+        origin |= {key: known[key] for key in ("time", "commit", "dirty", "versions")}
+        device = embeddings.resolve_device(profile.device)
+        tower = serving.TorchTower(network.parts[0].to(device), numbers, profile.precision, device)
+        texts = embedded.class_text, listed.words if listed else [], embedded.negative_text
+        how = profile.temperature, profile.groups, profile.beta, numbers, profile.precision
+        return cls(network.name, embedded.class_names, *texts, name, *how, origin, tower)
+
+    # --- the threshold ---
+
+    def calibrate(self, id_rows: np.ndarray, target: float = 0.95, on: str = "id_val") -> float:
+        """Set and return the threshold by held-out ID embeddings (n, d), unit rows (split conformal).
+
+        It is their floor((1 - target)(n + 1))-th smallest score, so that a new ID image exchangeable with
+        them is accepted with probability >= ``target``, in (0, 1). ``on``: their name. UserError if they are
+        too few for that.
+        """
+        if not 0 < target < 1:
+            raise UserError(f"target is {target}; give the share of ID images to accept, above 0 and below 1")
+        share, n = 1 - Fraction(str(float(target))), len(id_rows)  # exact: 0.1 * 10 is to be 1
+        if not (rank := int(share * (n + 1))):
+            need = -(-1 // share) - 1
+            raise UserError(
+                f"{n} images of {on} are too few to accept {target:.4g} of ID images; give at least {need}"
+            )
+        self.threshold = float(np.sort(self._score(id_rows))[rank - 1])
+        self.calibration = {"on": on, "images": n, "target": float(target), "rank": rank}
+        return self.threshold
+
+    @property
+    def guarantee(self) -> str:
+        """What the threshold promises, in words; UserError before ``calibrate``."""
+        from scipy.stats import beta
+
+        on, n, target, rank = self._calibrated().values()
+        low, high = beta(n + 1 - rank, rank).interval(0.95)
+        return (
+            f"The threshold is the score of rank {rank} from below of {n:,} ID images, {on}: a new ID image "
+            f"is accepted with probability {target:.4g} or more, on average over calibrations; with this one "
+            f"its probability lies between {low:.3f} and {high:.3f} (95 % confidence). This holds for images "
+            f"exchangeable with those of {on} (same camera, same split), not for others."
+        )
+
+    def drift(self, is_id: np.ndarray) -> str:
+        """ "" or one sentence: many more or fewer of a batch are rejected than the calibration lets expect.
+
+        ``is_id`` (m,) bool of the readable images. The count rejected among exchangeable ID images is
+        beta-binomial (threshold and batch are both draws); a count beyond p = 0.001 on its side is said.
+        """
+        from scipy.stats import betabinom
+
+        on, n, _, rank = self._calibrated().values()
+        m, rejected = len(is_id), int(np.sum(~np.asarray(is_id, bool)))
+        expected = betabinom(m, rank, n + 1 - rank)
+        many, few = expected.sf(rejected - 1), expected.cdf(rejected)
+        if min(many, few) >= RARE:
+            return ""
+        word, meaning = (
+            ("more", "many are none of the classes, or their look has changed")
+            if many < few
+            else ("fewer", "they are easier than those, or copies of a few")
+        )
+        return (
+            f"Drift: {rejected:,} of {m:,} images rejected, {word} than the {expected.mean():.0f} that {on} "
+            f"lets expect of ID images (p = {min(many, few):.1g}): {meaning}; look at them, then calibrate "
+            "anew."
+        )
+
+    def _calibrated(self) -> dict[str, Any]:
+        if self.threshold is None:
+            raise UserError("this detector has no threshold yet; call calibrate with held-out ID embeddings")
+        return self.calibration
+
+    # --- scores ---
+
+    def _score(self, rows: np.ndarray) -> np.ndarray:
+        texts = self.class_text, self.negative_text
+        evidence = self.tower.evidence(rows, *texts, self.temperature, self.groups, self.beta)
+        return methods.find(self.score_name)(evidence)
+
+    def score_embeddings(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Unit rows (n, d) -> (n,) each: ``score``, higher = more ID; ``is_id``; ``nearest`` class name;
+        ``nearest_negative`` word, "" without negatives. UserError before ``calibrate``."""
+        self._calibrated()
+        score = self._score(rows)
+        words, negatives = (self.negative_words, self.negative_text) if self.negative_words else ([""], None)
+        return {
+            "score": score,
+            "is_id": score >= self.threshold,
+            "nearest": _nearest(rows, self.class_text, self.class_names),
+            "nearest_negative": _nearest(rows, negatives, words),
+        }
+
+    scores = score_embeddings
+
+    def score(self, images: Any, batch: int = 64, workers: int = 0, progress: bool = False) -> dict[str, Any]:
+        """The same for file paths, PIL images, or a normalised tensor (n, 3, S, S), n > 0.
+
+        ``unreadable``: (index, path) of those that cannot be decoded; their score is NaN, is_id False,
+        nearest "". ``workers``: loading processes (threads with ONNX). A model on given embeddings takes
+        a tensor (n, d). UserError for anything else than images, a folder or missing file among them.
+        """
+        self._calibrated()
+        _check_images(images, self.preprocessing)
+        if batch < 1 or workers < 0:
+            raise UserError(f"batch = {batch}, workers = {workers}: give a batch above 0 and workers from 0")
+        rows, lost = self.tower.encode(images, batch, workers, progress)
+        nothing = {key: np.array([value])[:0] for key, value in BLANK.items()}
+        readable = np.ones(len(images), bool)
+        readable[[index for index, _ in lost]] = False
+        found: dict[str, Any] = {"unreadable": lost}
+        for key, values in (self.score_embeddings(rows) if len(rows) else nothing).items():
+            found[key] = np.full(len(images), BLANK[key], values.dtype)
+            found[key][readable] = values
+        return found
+
+    # --- the folder ---
+
+    def save(self, folder: Path | str, onnx: bool = False) -> Path:
+        """Write the folder, whole or not at all, and return its path; ``onnx``: with the image tower as ONNX.
+
+        UserError without a threshold, for a folder that holds other things, a disk that refuses, a detector
+        loaded with ``onnx``, a model that cannot be exported.
+        """
+        from . import models
+
+        self._calibrated()
+        if not isinstance(self.tower, serving.TorchTower):
+            raise UserError("a detector loaded with onnx has no weights to save; copy its folder instead")
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tower"}
+        texts = {name: facts.pop(name) for name in ("class_text", "negative_text")}
+        folder = Path(folder).expanduser().resolve()
+        with files.replacing_folder(folder, FACTS) as aside:
+            save_file({k: np.ascontiguousarray(v) for k, v in texts.items() if v is not None}, aside / TEXTS)
+            models.save(self.tower.model, aside / WEIGHTS, self.model)
+            if onnx:
+                self.tower.export(aside / ONNX)
+            hashes = {path.name: files.file_hash(path) for path in sorted(aside.iterdir())}
+            files.write_json(aside / FACTS, {"format": FORMAT, **facts, "sha256": hashes})
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "auto", onnx: bool = False) -> Self:
+        """Read a detector's folder; its model goes to ``device`` (auto, cpu, cuda). No network is asked.
+
+        ``onnx``: serve the exported image tower with onnxruntime on the CPU, without importing torch.
+        UserError for a folder that is missing, damaged or something else.
+        """
+        folder = Path(folder).expanduser()
+        facts, wanted = _facts(folder), ONNX if onnx else WEIGHTS
+        hashes = facts.pop("sha256")
+        if wanted not in hashes:
+            raise UserError(f"detector {folder} was saved without {ONNX}; save it with onnx=True")
+        for name in (TEXTS, *(name for name in hashes if name.startswith(wanted))):  # ONNX: weights in .data
+            if not (folder / name).is_file() or files.file_hash(folder / name) != hashes[name]:
+                raise UserError(f"{folder / name} is missing or damaged; copy the detector's folder again")
+        texts = load_file(folder / TEXTS)
+        tower = cls._onnx_tower(folder, facts, device) if onnx else cls._torch_tower(folder, facts, device)
+        return cls(**facts, **{"negative_text": None} | texts, tower=tower)
+
+    @staticmethod
+    def _onnx_tower(folder: Path, facts: dict[str, Any], device: str) -> serving.OnnxTower:
+        if device not in ("auto", "cpu"):
+            raise UserError(f"device is {device!r}, but ONNX is served on the CPU; leave onnx or device out")
+        return serving.OnnxTower(folder / ONNX, facts["preprocessing"])
+
+    @staticmethod
+    def _torch_tower(folder: Path, facts: dict[str, Any], device: str) -> serving.TorchTower:
+        from . import embeddings, models
+
+        device = embeddings.resolve_device(device)
+        model = models.build(facts["model"], str(folder / WEIGHTS), device)
+        return serving.TorchTower(model, facts["preprocessing"], facts["precision"], device)
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What detector.json says, less its format. UserError where it is missing or damaged."""
+    if not (path := folder / FACTS).is_file():
+        where = "give the folder that notebook 04 saves, outputs/<run>/detector"
+        raise UserError(f"{folder} is no detector: there is no {FACTS} in it; {where}")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        found = facts.pop("format")
+    except (OSError, ValueError, KeyError, AttributeError) as fault:
+        raise UserError(f"{path} cannot be read ({fault!r}); copy the detector's folder again") from None
+    known = {f.name for f in fields(Detector)} - {"class_text", "negative_text", "tower"} | {"sha256"}
+    if found != FORMAT or facts.keys() != known:
+        raise UserError(f"{path} has another format than {FORMAT}; save the detector again with notebook 04")
+    return facts
+
+
+def _nearest(rows: np.ndarray, texts: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """(n,) the name of the nearest text (K, d) of each row (n, d)."""
+    blocks = np.array_split(rows, len(rows) // BLOCK + 1)
+    return np.array(names)[np.concatenate([(block @ texts.T).argmax(1) for block in blocks])]
+
+
+def _check_images(images: Any, preprocessing: dict[str, Any] | None) -> None:
+    """UserError for what is no list of images, no batch of pixels, or holds no image."""
+    if isinstance(images, str | Path | Image.Image):
+        raise UserError(f"images is one image, {images}; give a list, even of one: score([image])")
+    if not hasattr(images, "__len__") or not len(images):
+        raise UserError("images is empty; give at least one file path, PIL image or row of a tensor")
+    if hasattr(images, "shape"):
+        size = preprocessing and preprocessing["size"]
+        wanted = (3, *((size, size) if isinstance(size, int) else size)) if preprocessing else (None,)
+        if len(images.shape) != len(wanted) + 1 or (preprocessing and tuple(images.shape[1:]) != wanted):
+            asked = f"(n, {', '.join(map(str, wanted))})" if preprocessing else "(n, d), its embeddings"
+            raise UserError(f"images has shape {tuple(images.shape)}; this model takes {asked}")
+        return
+    for place, image in enumerate(images):
+        if not isinstance(image, str | Path | Image.Image):
+            kind = type(image).__name__
+            raise UserError(f"image {place} is {kind}; give file paths, PIL images or one tensor of all")
+        if not isinstance(image, Image.Image) and not Path(image).is_file():
+            there = "is a folder: list its files" if Path(image).is_dir() else "does not exist"
+            raise UserError(f"image {place}, {image}, {there}; nothing was scored")

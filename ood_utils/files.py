@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,28 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if aside.parent.is_dir():
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path, mark: str) -> Iterator[Path]:
+    """As ``replacing``, for a whole folder. UserError if there is one without ``mark``, a file of our own."""
+    new, old = (folder.with_name(f".{os.getpid()}.{word}.{folder.name}") for word in ("new", "old"))
+    try:
+        if folder.exists() and not (folder / mark).is_file() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds other things and is not replaced; give another folder")
+        new.mkdir(parents=True)
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        fault = f"cannot write {folder}: {error.strerror or error}"
+        raise UserError(f"{fault}; free space or rights there, or give another folder") from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for aside in (new, old):
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def atomic_write(path: Path | str, content: bytes | str) -> Path:

@@ -56,14 +56,23 @@ def transforms(
     or two of PIL. Training is RandomResizedCrop at ``crop_scale`` (CMA's and FLYP's recipe: 0.9-1.0, bicubic,
     no flip).
     """
+    config, augment = preprocessing(name, pretrained), AugmentationCfg(scale=tuple(crop_scale))
+    return _on_bytes(image_transform_v2(config, is_train=True, aug_cfg=augment)), evaluation(config)
+
+
+def preprocessing(name: str, pretrained: str) -> PreprocessCfg:
+    """Size, mean, std, interpolation and resize mode of a model's images, as its weights were trained."""
     size = model_config(name)["vision_cfg"].get("image_size", 224)
     known = open_clip.get_pretrained_cfg(name, pretrained) or {}
     if name == "GlyphCLIP":
         known = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     given = {k: known[k] for k in ("mean", "std", "interpolation", "resize_mode") if known.get(k)}
-    config, augment = PreprocessCfg(size=size, **given), AugmentationCfg(scale=tuple(crop_scale))
-    train = image_transform_v2(config, is_train=True, aug_cfg=augment)
-    return _on_bytes(train), _on_bytes(image_transform_v2(config, is_train=False))
+    return PreprocessCfg(size=size, **given)
+
+
+def evaluation(config: PreprocessCfg) -> Callable[..., Tensor]:
+    """The evaluation half of ``transforms``."""
+    return _on_bytes(image_transform_v2(config, is_train=False))
 
 
 def _on_bytes(pipeline: Compose) -> v2.Compose:
@@ -173,7 +182,18 @@ def load(
     names. "residual-64" is a model on given embeddings: ``pretrained`` is their study or a checkpoint.
     """
     if name.startswith(residual.PREFIX):
-        return _residual(name, Path(pretrained), device)
+        model = _residual(name, Path(pretrained))
+        tokenizer = residual.RowTokenizer(model)  # before its texts move to a device that may hold no data
+        return model.to(device).eval(), residual.no_image, tokenizer
+    model = build(name, pretrained, device)
+    tokenizer = GlyphTokenizer() if name == "GlyphCLIP" else open_clip.get_tokenizer(name)
+    return model, transforms(name, pretrained)[1], tokenizer
+
+
+def build(name: str, pretrained: str, device: str = "cpu") -> nn.Module:
+    """The model of ``load`` alone, in eval mode: from a local file without a look at any network."""
+    if name.startswith(residual.PREFIX):
+        return _residual(name, Path(pretrained)).to(device).eval()
     config = model_config(name)
     path, tag = source(name, pretrained)
     quick = tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
@@ -189,19 +209,16 @@ def load(
     _check_activation(model, name)
     if path:
         _load_weights(model, path, name)
-    tokenizer = GlyphTokenizer() if name == "GlyphCLIP" else open_clip.get_tokenizer(name)
-    return model.eval(), transforms(name, pretrained)[1], tokenizer
+    return model.eval()
 
 
-def _residual(name: str, path: Path, device: str) -> tuple[nn.Module, Callable, residual.RowTokenizer]:
-    """As ``load``: the start is built from a study.yaml, a checkpoint holds its own texts."""
-    if path.suffix == ".safetensors":
-        model = residual.like(name, _read(path)[0])
-        _load_weights(model, path, name)
-    else:
-        model = residual.start(name, path)
-    tokenizer = residual.RowTokenizer(model)
-    return model.to(device).eval(), residual.no_image, tokenizer
+def _residual(name: str, path: Path) -> residual.Residual:
+    """The start is built from a study.yaml, a checkpoint holds its own texts."""
+    if path.suffix != ".safetensors":
+        return residual.start(name, path)
+    model = residual.like(name, _read(path)[0])
+    _load_weights(model, path, name)
+    return model
 
 
 def source(name: str, pretrained: str) -> tuple[Path | None, str | None]:
@@ -256,6 +273,17 @@ class Network:
     def parts(self) -> tuple[nn.Module, Callable[..., Tensor], Callable[..., Tensor]]:
         """(model, preprocess, tokenizer), as ``load`` gives them, built once."""
         return load(self.name, self.pretrained)
+
+
+class UnitImages(nn.Module):
+    """Pixels (n, 3, S, S) -> unit rows (n, d): a model's image tower as one module, to be exported."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.normalize(self.model.encode_image(images), dim=-1)
 
 
 def save(model: nn.Module, path: Path, name: str, half: bool = False) -> None:

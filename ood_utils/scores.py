@@ -5,16 +5,19 @@
 at temperature 1 all MCM scores of 1,000 classes lie between 0.00108 and 0.00136, too close for fp16.
 """
 
+from __future__ import annotations
+
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from scipy.special import expit
-from torch.nn.functional import logsigmoid
+from scipy.special import expit, log_expit, logsumexp
 
 from .arrays import table, unit_tensors
 from .errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 _ELEMENTS = 2**24  # cosines held at a time (64 MB in float32): of smaller blocks threads wait for each other
 _EXACT_BELOW = 2**34  # multiplications up to which float64 products cost under a second; then they are taken
@@ -77,14 +80,15 @@ def neglabel(
     Source: Jiang et al. 2024 (arXiv 2403.20078), section 3. Raises UserError for inputs that ``cosines``
     refuses, a temperature that is not positive, and groups outside [1, M].
     """
+    import torch
+    from torch.nn.functional import logsigmoid
+
     named = {"image_embeddings": image_embeddings, "id_text": id_text, "negative_text": negative_text}
     images, texts, negatives = unit_tensors(**named)
     if not 1 <= groups <= len(negatives):
         raise UserError(f"groups is {groups}; choose from 1 to {len(negatives)}, the number of negatives.")
     if groups > 1:
-        kept = len(negatives) - len(negatives) % groups
-        order = torch.randperm(kept, generator=torch.Generator().manual_seed(0))
-        negatives = negatives[order.to(negatives.device)]
+        negatives = negatives[torch.from_numpy(_shuffled(len(negatives), groups)).to(negatives.device)]
     both = torch.cat([rows.to(images.device).double() for rows in (texts, negatives)])
     dtype = _product_type(images, len(both))
     if dtype == torch.float32:
@@ -100,6 +104,26 @@ def neglabel(
         # log S and log(1 - S) apart: neither may be computed as 1 minus the other
         scores.append(logsigmoid(odds).logsumexp(dim=1) - logsigmoid(-odds).logsumexp(dim=1))
     return torch.cat(scores).cpu().numpy()
+
+
+def plain_neglabel(
+    images: np.ndarray, id_text: np.ndarray, negative_text: np.ndarray, temperature: float, groups: int = 1
+) -> np.ndarray:
+    """``neglabel`` by numpy alone, in float64, slower, inputs unchecked: for a server without torch."""
+    texts, negatives = (rows.T.astype(np.float64) / temperature for rows in (id_text, negative_text))
+    if groups > 1:
+        negatives = negatives[:, _shuffled(len(negative_text), groups)]
+    found = []
+    for block in np.array_split(images.astype(np.float64), len(images) * len(negative_text) // _ELEMENTS + 1):
+        mass = logsumexp((block @ negatives).reshape(len(block), groups, -1), axis=2)
+        odds = logsumexp(block @ texts, axis=1)[:, None] - mass
+        found.append(logsumexp(log_expit(odds), axis=1) - logsumexp(log_expit(-odds), axis=1))
+    return np.concatenate(found)
+
+
+def _shuffled(count: int, groups: int) -> np.ndarray:
+    """The order in which ``count`` negatives are cut into equal groups, always the same, less the rest."""
+    return np.random.default_rng(0).permutation(count - count % groups)
 
 
 def p_minus_beta_n(energy: np.ndarray, log_odds: np.ndarray, beta: float, temperature: float) -> np.ndarray:
@@ -129,6 +153,8 @@ def _partition(cosines: Any, temperature: float) -> tuple[np.ndarray, np.ndarray
 
 
 def _product_type(images: torch.Tensor, texts: int) -> torch.dtype:
+    import torch
+
     exact = images.dtype == torch.float64 or images.numel() * texts <= _EXACT_BELOW
     return torch.float64 if exact else torch.float32
 

@@ -162,7 +162,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    declared = set(requirements(PROJECT["dependencies"], EXTRAS["notebooks"]))
+    declared = set(requirements(PROJECT["dependencies"], EXTRAS["notebooks"], EXTRAS["onnx"]))
     providers = importlib.metadata.packages_distributions()
     for path in sorted((ROOT / "ood_utils").rglob("*.py")):
         for name in imported(path) - set(sys.stdlib_module_names) - {"ood_utils"}:

@@ -30,11 +30,7 @@ def naive_groups(
     """S of the paper, group by group as the official code loops, in float64: (n,) probabilities."""
     images, texts, negatives = (x.astype(np.float64) for x in (images, texts, negatives))
     kept = len(negatives) - len(negatives) % groups
-    order = (
-        torch.randperm(kept, generator=torch.Generator().manual_seed(0)).numpy()
-        if groups > 1
-        else np.arange(kept)
-    )
+    order = np.random.default_rng(0).permutation(kept) if groups > 1 else np.arange(kept)
     parts = np.split(negatives[:kept][order], groups)
     each = [softmax(images @ np.r_[texts, part].T / t, axis=1)[:, : len(texts)].sum(1) for part in parts]
     return np.mean(each, axis=0)
@@ -138,6 +134,8 @@ def test_grouped_neglabel_is_the_papers_score(groups: int, monkeypatch: pytest.M
         np.testing.assert_allclose(scores.neglabel_probability(found), reference, rtol=1e-9)
         middle = (reference > 1e-6) & (reference < 1 - 1e-6)
         np.testing.assert_allclose(found[middle], logit(reference[middle]), atol=1e-6)
+        plain = scores.plain_neglabel(IMAGES, TEXTS, NEGATIVES, temperature, groups)
+        np.testing.assert_allclose(plain, found, rtol=0, atol=1e-9)
 
 
 def test_groups_drop_the_remainder_before_permuting_and_leave_the_global_generator_alone() -> None:

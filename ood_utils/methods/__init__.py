@@ -43,6 +43,19 @@ class Evidence:
         return scores.cosines(self.images, self.class_text)
 
 
+class PlainEvidence(Evidence):
+    """The same by numpy alone, for a server without torch; equal to 1e-6 in log-odds."""
+
+    @cached_property
+    def log_odds(self) -> np.ndarray:
+        texts = self.class_text, self.negative_text
+        return scores.plain_neglabel(self.images, *texts, self.temperature, self.groups)
+
+    @cached_property
+    def cosines(self) -> np.ndarray:
+        return self.images.astype(np.float64) @ self.class_text.T.astype(np.float64)
+
+
 @dataclass(frozen=True)
 class Method:
     """One file's METHOD. ``needs``: fields of ``Evidence`` without which it cannot be computed."""
