@@ -30,6 +30,7 @@ BENCHMARKS = {
 }
 ALPHA = 0.05  # share of families of comparisons in which any verdict may err
 BORROWED = 4  # degrees of freedom of a spread over seeds that the other comparisons lend
+Family = Mapping[str, Collection[str]]  # column of ``differences`` -> values
 Rows = Mapping[int, int]  # of a method's score: seed -> row
 SAID = dict(zip(METRICS, ("AUROC", "FPR95", "FPR95 (OoD positive)", "AUPR-in", "AUPR-out"), strict=True))
 
@@ -231,7 +232,7 @@ def _with_intervals(frame: pd.DataFrame, found: Sequence[Estimate]) -> pd.DataFr
 
 
 def differences(
-    book: ScoreBook, pairs: Iterable[tuple[str, str]], family: Mapping[str, Collection[str]] | None = None
+    book: ScoreBook, pairs: Iterable[tuple[str, str]], family: Family | Sequence[Family] = ()
 ) -> pd.DataFrame:
     """Method a minus method b for each pair (a, b), averaged over seeds; the same images and seeds for both.
 
@@ -241,8 +242,8 @@ def differences(
     have the same seeds, else all combinations), ``seeds_better``: in how many of them a is better, "2 of 3",
     ``p`` and ``p_holm``, and ``verdict``.
 
-    ``family``: column -> values, stated before looking; the rows that have them are ``family`` (None: all).
-    Theirs is "better" or "worse" (of a) where p, corrected by Holm over the family, is below 0.05, else "not
+    ``family``: column -> values, stated before looking, or several such questions; the rows that have them are
+    ``family`` (none given: all). Theirs is "better" or "worse" (of a) where p, corrected by Holm over the family, is below 0.05, else "not
     settled". The verdict of any other row is "exploratory". UserError for a method that was not scored, and
     for a family that names no column or no row.
     """
@@ -258,7 +259,8 @@ def differences(
     found = [_compared(book, *row) for row in rows]
     frame = frame.merge(pd.Series(METRICS, name="metric"), how="cross")
     frame = pd.concat([frame, pd.concat(found, ignore_index=True)], axis=1)
-    frame["family"] = _chosen(frame, family or {})
+    questions = [family] if isinstance(family, Mapping) else family
+    frame["family"] = np.any([_chosen(frame, one) for one in questions or [{}]], axis=0)
     frame.loc[frame["family"], "p_holm"] = metrics.holm(frame.loc[frame["family"], "p"])
     settled = np.round(frame["p_holm"], 4) < ALPHA
     better = (frame["difference"] < 0) == frame["metric"].isin(LOWER_IS_BETTER)
@@ -290,7 +292,7 @@ def _together(a: Rows, b: Rows) -> tuple[list[int], list[int]]:
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 
-def _chosen(frame: pd.DataFrame, family: Mapping[str, Collection[str]]) -> pd.Series:
+def _chosen(frame: pd.DataFrame, family: Family) -> pd.Series:
     """Which rows belong to the family; UserError for a column that is not there, or when none does."""
     if unknown := [column for column in family if column not in frame]:
         raise UserError(f"The family names {unknown[0]!r}, no column{nearest(unknown[0], frame)}")
