@@ -38,7 +38,9 @@ def test_the_demo_folder_is_a_study_and_the_same_again(made: Profile, tmp_path: 
 
 def test_a_copy_in_another_set_is_found_and_a_different_picture_is_not(made: Profile, tmp_path: Path) -> None:
     study = data.load(made)
-    assert not len(near_duplicates([study.train, study.id_test]))
+    (stray,) = near_duplicates([study.train, *study.sets.values()]).itertuples()
+    assert "arrows" in (stray.set, stray.other_set) and stray.distance == 0
+    assert "stray.png" in (stray.image, stray.other)
     files = Path(study.train.dataset.paths[0]), Path(study.id_test.dataset.paths[0])
     kept = files[1].read_bytes()
     with Image.open(files[0]) as picture:  # larger and a little darker

@@ -1,6 +1,7 @@
 """A small folder of image files to try the folder lane on: photographs of glyphs, names, a word list."""
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from .study import subset
 FACES = glyph_world.TEST_FACES + glyph_world.VALIDATION_FACES  # which GlyphCLIP was not trained on
 
 
-def write(folder: Path, classes: int = 12, views: int = 10, seed: int = 0) -> dict[str, Any]:
+def write(folder: Path, classes: int = 20, views: int = 10, seed: int = 0) -> dict[str, Any]:
     """Write letters (id/<class>/*.png), arrows and handwritten digits (ood/...); what a profile says of them.
 
-    ``views``: images of each drawing; a class has some thirty. The same files for the same numbers.
+    ``views``: images of each drawing; a class has some thirty. One letter strays among the arrows. The same
+    files for the same numbers.
     """
     from .glyph_sets import digits
 
@@ -33,6 +35,7 @@ def write(folder: Path, classes: int = 12, views: int = 10, seed: int = 0) -> di
     _photographs(
         folder / "ood" / "arrows", world.pick([known.sets["arrows"][i] for i in arrows], FACES[:1]), seed
     )
+    shutil.copy(min((folder / "id").glob("*/000.png")), folder / "ood" / "arrows" / "stray.png")
     made = digits(80, seed).dataset
     _save(folder / "ood" / "digits", np.stack([made[i][0].numpy() / 2 + 0.5 for i in range(len(made))]))
     with (folder / "names.csv").open("w", encoding="utf-8", newline="") as file:
