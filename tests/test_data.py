@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -174,6 +175,47 @@ def test_a_class_folder_without_images_is_named(folders, tmp_path) -> None:
     (tmp_path / "id" / "lynx" / "notes.txt").write_text("none yet")
     with pytest.raises(UserError, match=r"id/lynx holds no image"):
         data.load(folders)
+
+
+@pytest.mark.parametrize("link", ["nowhere.jpg", "itself.jpg"])
+def test_a_broken_link_is_named_and_a_circle_is_walked_once(folders, tmp_path, link: str) -> None:
+    fox = tmp_path / "id" / "red_fox"
+    (fox / "up").symlink_to(tmp_path / "id")  # back up: not walked again
+    (tmp_path / "id" / "dog").symlink_to(tmp_path / "ood")  # aside: a class
+    study = data.load(
+        folders.model_copy(update={"ood_roots": {"held": str(tmp_path / "val")}, "ood_groups": {}})
+    )
+    assert study.class_names == ["dog", "red fox", "wolf"]
+    assert len(study.train) + len(study.id_val) + len(study.id_test) == 24
+    (tmp_path / "id" / "all").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="id/all is a link back up, in a circle; take it away"):
+        data.load(folders)
+    (tmp_path / "id" / "all").unlink()
+    (fox / "nothing.txt").symlink_to("gone.txt")  # no image: nobody asks
+    (fox / link).symlink_to(link if link == "itself.jpg" else "gone.jpg")
+    with pytest.raises(
+        UserError, match=rf"red_fox/{link} is no file but a link that leads nowhere or in a circle"
+    ):
+        data.load(folders)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (b"caf\xe9", rb"class folder .*id/caf\\xe9 is not named in UTF-8; rename it"),
+        (b"red fox", rb"'red fox' and 'red_fox' of .*id are one name to a model, 'red fox'; rename one"),
+        (b"Wolf", rb"'Wolf' and 'wolf' of .*id are one name"),
+        ("e\u0301".encode(), rb"'e\\u0301' and '\\xe9' of .*id are one name"),
+    ],
+)
+def test_class_folders_that_cannot_be_told_apart_are_refused(
+    folders, tmp_path, name: bytes, said: bytes
+) -> None:
+    for new in {name, "\u00e9".encode()}:
+        shutil.copytree(tmp_path / "id" / "wolf", tmp_path / "id" / os.fsdecode(new))
+    with pytest.raises(UserError, match=said.decode()) as caught:
+        data.load(folders)
+    assert "\n" not in str(caught.value) and str(caught.value).isprintable()
 
 
 # --- a miniature ImageNet ---

@@ -12,8 +12,10 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import UnreadableImage, UserError
-from .paths import IMAGE_SUFFIXES
+from .paths import IMAGE_SUFFIXES, printable
 from .study import ImageSet, digest
+
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of IMAGE_SUFFIXES: EPS would start Ghostscript
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -25,13 +27,16 @@ def read_image(path: str | Path) -> Tensor:
     if path.lower().endswith((".jpg", ".jpeg")):
         try:
             return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
-        except RuntimeError:  # a PNG of that name, CMYK, damage: PIL reads it or says what is wrong
+        except (
+            RuntimeError,
+            UnicodeEncodeError,
+        ):  # a PNG of that name, CMYK, damage, Latin-1: PIL reads it or says what is wrong
             pass
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             return pil_to_tensor(file.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
-        raise UnreadableImage(path, str(fault)) from None
+        raise UnreadableImage(printable(path), printable(str(fault))) from None
 
 
 class ImageFiles(Dataset):
@@ -74,7 +79,7 @@ def files_set(
         suffixes = ", ".join(IMAGE_SUFFIXES)
         raise UserError(f"image set {name!r} is empty: {root} is missing or has no image ({suffixes})")
     labels = np.full(len(paths), -1) if labels is None else labels.astype(np.int64)
-    ids = [str(p.relative_to(root)) for p in paths]
+    ids = [printable(p.relative_to(root)) for p in paths]
     sizes = [p.stat().st_size for p in paths]
     fingerprint = digest(name, ids, sizes, labels, repr(transform), seed)
     return ImageSet(name, group, ImageFiles(paths, labels, transform, seed), labels, ids, fingerprint)

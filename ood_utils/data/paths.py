@@ -1,6 +1,8 @@
 """Image files on disk: folders of classes, image lists. Light: no image is opened, torch is not imported."""
 
-from collections.abc import Iterable
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +26,60 @@ def _array(paths: Iterable[Path]) -> np.ndarray:
     return np.array(list(paths), dtype=object)
 
 
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, its sorted file names), of a folder and all below it; links are followed, circles are not."""
+    above = {str(folder): frozenset(map(str, Path(os.path.realpath(folder)).parents))}
+    for here, folders, names in os.walk(folder, followlinks=True):
+        seen = above.pop(here) | {os.path.realpath(here)}
+        folders[:] = sorted(f for f in folders if os.path.realpath(os.path.join(here, f)) not in seen)
+        above |= dict.fromkeys((os.path.join(here, f) for f in folders), seen)
+        yield here, sorted(names)
+
+
 def images_below(folder: Path) -> np.ndarray:
-    """(n,) paths of every image file below a folder, sorted; none where there is no folder."""
-    return _array(sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()))
+    """(n,) paths of every image file below a folder, sorted; none where there is no folder.
+
+    Links are followed, macOS's ``._`` companions left out. UserError naming an image that is a broken link.
+    """
+    found = []
+    for here, names in walk(folder):
+        named = (n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith("._"))
+        found += [Path(here, name) for name in named]
+    if bad := [path for path in found if not path.is_file()]:
+        fault = (
+            f"image {printable(bad[0])} is no file but a link that leads nowhere or in a circle, or a pipe"
+        )
+        raise UserError(f"{fault}; mend it or take it away ({len(bad)} of that kind below {folder})")
+    return _array(sorted(found))
+
+
+def printable(path: str | Path) -> str:
+    """A path as text that can be written anywhere: bytes of its name that are no UTF-8 become ``\\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _check_names(folder: Path, names: list[str]) -> None:
+    """UserError where a folder's name is no UTF-8, or two would name one class, or one is a link back up."""
+    here = Path(os.path.realpath(folder))
+    known: dict[str, str] = {}
+    for name in names:
+        if printable(name) != name:
+            raise UserError(f"class folder {folder}/{printable(name)} is not named in UTF-8; rename it")
+        if Path(os.path.realpath(folder / name)) in (here, *here.parents):
+            raise UserError(f"class folder {folder / name} is a link back up, in a circle; take it away")
+        spoken = " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
+        if (other := known.setdefault(spoken, name)) != name:
+            both = f"class folders {ascii(other)} and {ascii(name)} of {folder}"
+            raise UserError(f"{both} are one name to a model, {spoken!r}; rename one or join them")
 
 
 def class_folders(folder: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(sorted class folder names, image paths, labels) of an ImageFolder layout; no names without a folder.
 
-    Raises UserError naming a class folder without images.
+    Raises UserError naming a class folder without images, or with a name that is no UTF-8 or another's too.
     """
     names = sorted(p.name for p in folder.glob("*") if p.is_dir())
+    _check_names(folder, names)
     files = [images_below(folder / name) for name in names]
     counts = [len(found) for found in files]
     if 0 in counts:
