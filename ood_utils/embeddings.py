@@ -294,8 +294,8 @@ def mine(embedded: StudyEmbeddings, profile: Profile) -> NegativeList:
     """The study's negative labels, mined from its corpus with this model's text tower as the profile says.
 
     Mine once, with the zero-shot model, and use the list for every method (CMA and NegLabel do). The
-    provenance names corpus, model and prompts, with a hash of the corpus's embeddings. Where the profile has a
-    finished list, it is that, as it is; UserError for a word of it that the corpus lacks.
+    provenance names corpus, model and prompts, with a hash of the corpus's embeddings. Where the profile has
+    a finished list, it is that, as it is; UserError for a word of it that the corpus lacks.
     """
     templates = profile.negative_prompt, profile.adjective_prompt
     origin = {

@@ -85,6 +85,15 @@ def list_need(path: str) -> Need:
     return Need(True, f"negatives {path}: {counts}")
 
 
+def corpus_need(corpus: str) -> Need:
+    """Whether a corpus on disk is there: a text file, or a folder with WordNet's two files."""
+    path = Path(corpus).expanduser()
+    gone = [name for name in ("data.noun", "data.adj") if path.is_dir() and not (path / name).is_file()]
+    what = f"corpus {path}" + (f" without {' and '.join(gone)}" if gone else "")
+    remedy = "10 MB; Debian package wordnet-base, or nltk.download('wordnet'); WordNet licence (free)"
+    return Need(path.exists() and not gone, what, remedy)
+
+
 def conjugate(corpus: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """CSP's corpus: each adjective becomes "adjective superclass", the part "conjugated"; nouns stay.
 

@@ -79,26 +79,26 @@ def _files(name: str, root: Path) -> np.ndarray:
 
 def _set_need(name: str, root: Path) -> Need:
     group, folder, list_file, expected = SETS[name]
-    title, source = f"{name} ({group}): ", SOURCES[folder]
+    title, source = f"{name} ({group})", SOURCES[folder]
     if list_file and not (root / LISTS / list_file).is_file():
-        return Need(False, f"{title}image list {root / LISTS / list_file}", SOURCES[LISTS])
+        return Need(False, f"{title}: image list {root / LISTS / list_file}", SOURCES[LISTS])
     try:
-        return _images_need(title, _files(name, root), expected, root / folder, source)
+        return _images_need(f"{title} in {root / folder}", _files(name, root), expected, source)
     except UserError as fault:
-        return Need(False, f"{title}{fault}", f"{folder}: {source}", "WRONG")
+        return Need(False, f"{title}: {fault}", f"{folder}: {source}", "WRONG")
 
 
-def _images_need(title: str, files: np.ndarray, expected: int, place: Path, source: str) -> Need:
+def _images_need(title: str, files: np.ndarray, expected: int, source: str) -> Need:
     """Whether there are images, as many as there should be (0: not known), and two that can be decoded."""
     whole = expected in (0, len(files))
-    what = f"{title}{len(files):,}{f' of {expected:,}' if expected else ''} images in {place}"
+    what = f"{title}: {len(files):,}{f' of {expected:,}' if expected else ''} images"
     if not len(files):
         return Need(False, what, source)
     faults = unopened(files)
     said = "; its first or last image cannot be decoded: " + " and ".join(faults) if faults else ""
     if len(faults) == len({files[0], files[-1]}):
         return Need(False, what + said, "unpack it again", "WRONG")
-    part = "" if whole else ": not the whole set, so no verdict against published numbers"
+    part = "" if whole else ", not the whole set, so no verdict against published numbers"
     return Need(True if whole and not faults else None, what + part + said)
 
 
@@ -163,14 +163,14 @@ def _class_needs(profile: Profile, root: Path) -> Iterator[Need]:
             yield Need(False, what, _sorting(root), "WRONG")
         elif len(found & known) != most:
             yield Need(False, has + (f" ('{gone[0]}' is missing for one)" if gone else ""), SOURCES[name])
-        elif found:
+        elif found and not foreign:
             try:
                 files = class_folders(root / name)[1]
             except UserError as fault:
                 yield Need(False, str(fault), SOURCES[name], "WRONG")
             else:
                 expected = images if most == len(known) else 50 * most if "val" in name else 0
-                yield _images_need(has + ", ", files, expected, root / name, SOURCES[name])
+                yield _images_need(has, files, expected, SOURCES[name])
 
 
 def _sorting(root: Path) -> str:
