@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import embeddings, geometry, leaderboard, methods, metrics, scores
+from . import embeddings, geometry, leaderboard, methods, metrics, negatives, scores
 from .config import Profile
 from .data import Study
 from .embeddings import StudyEmbeddings
@@ -76,7 +76,7 @@ def on_validation(embedded: StudyEmbeddings, profile: Profile) -> dict[str, floa
     return {
         "centroid_gap": geometry.centroid_gap(images, matched),
         "uni_matched": geometry.matched_uniformity(images, matched),
-        "accuracy": float(((images @ embedded.class_text.T).argmax(1) == labels).mean()),
+        "accuracy": geometry.accuracy(images, labels, embedded.class_text),
         "auroc": validation_auroc(embedded, profile),
     }
 
@@ -173,7 +173,7 @@ def keep_sweep(embedded: StudyEmbeddings, profile: Profile) -> pd.DataFrame:
     """Validation AUROC of the zero-shot model by the share of the corpus kept: columns keep, words, auroc."""
     rows = []
     for keep in (0.15, 0.3, 0.6, 0.8, 1.0):
-        changed = profile.model_copy(update={"keep": keep, "keep_counts": {}})
+        changed = profile.model_copy(update={"keep": keep, "keep_counts": {}, "negatives": ""})
         listed = embeddings.mine(embedded, changed)
         auroc = validation_auroc(embedded.with_negatives(listed), profile)
         rows.append({"keep": keep, "words": len(listed), "auroc": auroc})
@@ -209,29 +209,32 @@ def order_claims(
 def negative_lists(models: ByMethod, profile: Profile) -> leaderboard.ScoreBook:
     """NegLabel, in one group, by what is in the list: a book of lists as "methods", of models as "scores".
 
-    So ``leaderboard.differences`` compares two lists. "clean" is the models' own list; one that equals it or
+    So ``leaderboard.differences`` compares two lists. "in use" is the models' own list; one that equals it or
     is empty is left out. "OoD names out" looks at the test images' names, as a user cannot.
     """
     first = next(iter(models.values()))
-    clean, count = list(first.negatives.indices), len(first.corpus) + len(first.class_names)
+    own, count = list(first.negatives.indices), len(first.corpus) + len(first.class_names)
     named = list(range(len(first.corpus), count))  # the class texts stand behind the corpus
     shown = {one.split(" · ")[0] for images in first.of_split().values() for one in images.ids}
 
     def mined(embedded: StudyEmbeddings = first, **changes: object) -> list[int]:
-        return embeddings.mine(embedded, profile.model_copy(update=changes)).indices
+        return embeddings.mine(embedded, profile.model_copy(update={"negatives": "", **changes})).indices
 
+    usable = negatives.clean([word for word, _ in first.corpus], first.class_names, first.synonyms)
     lists = {
-        "clean": clean,
-        "15 % kept": mined(keep=max(0.15, 1 / len(clean)), keep_counts={}),
+        "in use": own,
+        "ID names, artefacts taken out": [i for i in own if usable[i]],
+        "mined and cleaned": mined(cleaned=True),
+        "15 % kept": mined(keep=max(0.15, 1 / len(own)), keep_counts={}),
         "all kept": mined(keep=1.0, keep_counts={}),
         "synonyms and twins left in": mined(replace(first, synonyms=[[] for _ in first.class_names])),
         "not cleaned": mined(cleaned=False),
-        "every 20th ID name added": clean + named[::20],
-        "all ID names added": clean + named,
-        "OoD names out (looks at the test)": [i for i in clean if first.corpus[i][0] not in shown],
+        "every 20th ID name added": own + named[::20],
+        "all ID names added": own + named,
+        "OoD names out (looks at the test)": [i for i in own if first.corpus[i][0] not in shown],
     }
-    other = {name: of for name, of in lists.items() if of and sorted(of) != sorted(clean)}
-    lists = {"clean": clean} | other
+    other = {name: of for name, of in lists.items() if of and sorted(of) != sorted(own)}
+    lists = {"in use": own} | other
     counts = np.array([np.bincount(of, minlength=count) for of in lists.values()], float).T
     book = leaderboard.image_scores(models, profile, names=["Energy"])  # P, in units of a cosine
     sets = {name: first[name] for name in ("id_test", *book.ood)}
@@ -273,7 +276,7 @@ def who_moved(models: ByMethod, start: StudyEmbeddings) -> pd.DataFrame:
 
     def points(embedded: StudyEmbeddings) -> dict[str, np.ndarray]:
         groups: dict[str, list[np.ndarray]] = {}
-        for one in (embedded["id_test"], *embedded.of_split().values()):
+        for one in (embedded[name] for name in ("id_test", *leaderboard.once(embedded.of_split()))):
             groups.setdefault("ID images" if one.group == "id" else f"{one.group} images", []).append(
                 one.rows
             )
@@ -300,8 +303,9 @@ def worst_mistakes(embedded: StudyEmbeddings, profile: Profile, count: int = 10)
 
     Columns: set, index (into the image set), is, nearest ID name, nearest negative, log-odds.
     """
-    found, names, negatives = [], np.array(embedded.class_names), np.array(embedded.negatives.words)
-    for name, ood in embedded.of_split().items():
+    found, names, others = [], np.array(embedded.class_names), np.array(embedded.negatives.words)
+    for name in leaderboard.once(embedded.of_split()):
+        ood = embedded[name]
         score = methods.find("NegLabel")(leaderboard.evidence_of(embedded, name, profile))
         top = np.argsort(-score, kind="stable")[:count]
         columns = {
@@ -309,7 +313,7 @@ def worst_mistakes(embedded: StudyEmbeddings, profile: Profile, count: int = 10)
             "index": ood.index[top],
             "is": [ood.ids[i].split(" · ")[0] for i in top],
             "nearest ID name": names[(ood.rows[top] @ embedded.class_text.T).argmax(1)],
-            "nearest negative": negatives[(ood.rows[top] @ embedded.negative_text.T).argmax(1)],
+            "nearest negative": others[(ood.rows[top] @ embedded.negative_text.T).argmax(1)],
             "log-odds": score[top],
         }
         found.append(pd.DataFrame(columns))

@@ -61,7 +61,6 @@ Different = Annotated[list[Count], _rule(lambda v: len(set(v)) == len(v) > 0, "g
 Crop = Annotated[
     list[float], _rule(lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1, "give two shares, rising")
 ]
-Workers = Annotated[int, Field(ge=-1), AfterValidator(lambda n: n if n >= 0 else cores())]
 
 
 class Values(BaseModel):
@@ -147,6 +146,9 @@ class Profile(TrainingValues):
     )
     smoke_test: bool = Field(False, description="try GlyphCLIP on photographs, whose results mean nothing")
     id_classes: Count = Field(0, description="number of ID classes, 0 = all")
+    id_test: Literal["held-out", "all"] = Field(
+        "held-out", description="ImageNet: test on all of val (the paper) or without id_val's (OpenOOD)"
+    )
     id_views: Positive = Field(4, description="views of each ID test drawing")
     ood_images: Count = Field(800, description="images kept of each OoD set, 0 = all")
     train_images: Count = Field(0, description="training images kept, 0 = all")
@@ -165,6 +167,7 @@ class Profile(TrainingValues):
     parallel: Count = Field(2, description="trainings side by side on the CPU, 0 = in the notebook's process")
     crop_scale: Crop = Field([0.9, 1.0], description="random crop, share of area")
     corpus: Text = Field("names", description="names, a WordNet dict folder, or a text file")
+    negatives: str = Field("", description="a finished list of negative labels, taken as it is; empty: mined")
     corpus_words: Count = Field(0, description="corpus words kept, drawn with the data seed; 0 = all")
     quantile: Share = Field(0.95, description="NegMine: quantile of the similarities to the ID names")
     keep: float = Field(0.15, gt=0, le=1, description="NegMine: share of the candidates kept")
@@ -180,7 +183,7 @@ class Profile(TrainingValues):
     beta: Share = Field(0.25, description='weight of the negatives in the score "P - beta N"')
     beta_sweep: list[Share] = Field([0, 0.125, 0.25, 0.5, 1], min_length=1, description="betas tried")
     embed_batch: Positive = Field(256, description="images or texts embedded at once")
-    workers: Workers = Field(0, description="data loader processes, -1 = one for each CPU core")
+    workers: int = Field(0, ge=-1, description="data loader processes; -1 = the cores, shared by the ranks")
     compile: bool = Field(False, description="torch.compile the image encoder when embedding")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one")
     max_unreadable: Share = Field(0.001, description="share of images that may be unreadable")
@@ -214,6 +217,11 @@ class Profile(TrainingValues):
     def recipe(self, **changes: Any) -> Recipe:
         """The recipe of one fine-tuning: the profile's training values, with changes (seed, objective)."""
         return Recipe(**{name: getattr(self, name) for name in TrainingValues.model_fields} | changes)
+
+    def loaders(self, ranks: int = 0) -> int:
+        """Data loader processes of each of the ``ranks`` on this machine (0: as many as torchrun says)."""
+        ranks = ranks or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return self.workers if self.workers >= 0 else max(1, cores() // ranks)
 
     def key(self) -> str:
         """Hash (64 hex) of every value that can change a result."""
@@ -309,8 +317,9 @@ def absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
         return str(path.resolve()) if path is not None and path.exists() else value
 
     values = dict(values)
-    for name in {"data_root", "names_file", "corpus", "pretrained"} & values.keys():
-        values[name] = absolute(values[name], name in ("data_root", "names_file"))
+    paths = ("data_root", "names_file", "negatives")
+    for name in {*paths, "corpus", "pretrained"} & values.keys():
+        values[name] = absolute(values[name], name in paths)
     if isinstance(values.get("ood_roots"), dict):
         values["ood_roots"] = {key: absolute(value) for key, value in values["ood_roots"].items()}
     return values

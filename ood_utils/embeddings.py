@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from . import files, models, negatives
 from .config import Profile
 from .data import ImageSet, Study
+from .data.corpus import finished_list
 from .errors import UnreadableImage, UserError, nearest
 from .files import atomic_write, hash_of
 from .negatives import NegativeList
@@ -293,7 +294,8 @@ def mine(embedded: StudyEmbeddings, profile: Profile) -> NegativeList:
     """The study's negative labels, mined from its corpus with this model's text tower as the profile says.
 
     Mine once, with the zero-shot model, and use the list for every method (CMA and NegLabel do). The
-    provenance names corpus, model and prompts, with a hash of the corpus's embeddings.
+    provenance names corpus, model and prompts, with a hash of the corpus's embeddings. Where the profile has
+    a finished list, it is that, as it is; UserError for a word of it that the corpus lacks.
     """
     templates = profile.negative_prompt, profile.adjective_prompt
     origin = {
@@ -301,6 +303,15 @@ def mine(embedded: StudyEmbeddings, profile: Profile) -> NegativeList:
         "model": f"{profile.model} / {profile.pretrained}", "prompts": list(templates),
         "embeddings_sha256": hashlib.sha256(np.ascontiguousarray(embedded.corpus_text)).hexdigest(),
     }  # fmt: skip
+    if profile.negatives:
+        listed = finished_list(profile.negatives)
+        place = {tuple(pair): i for i, pair in enumerate(embedded.corpus)}
+        if lost := [word for word, part in listed if (word, part) not in place]:
+            fault = f"{len(lost)} words of negatives {profile.negatives} have no embedding, first {lost[0]!r}"
+            raise UserError(f"{fault}; embed them too (ood embed with the same list) or leave them out")
+        words, asked = [word for word, _ in listed], negatives.prompts(listed, *templates)
+        facts = origin | {"list": profile.negatives}
+        return NegativeList(words, asked, [place[pair] for pair in listed], facts)
     texts = embedded.corpus_text, embedded.class_text, embedded.class_names, embedded.synonyms
     return negatives.build(
         embedded.corpus,
@@ -363,7 +374,7 @@ class _Cache:
     def _encode(self, chosen: ImageSet, start: int, stop: int, bar: Any) -> tuple[np.ndarray, list]:
         whole = stop - start == len(chosen.dataset)
         part = chosen.dataset if whole else Subset(chosen.dataset, range(start, stop))
-        more = {"workers": self.profile.workers, "compile": self.profile.compile, "progress": bar}
+        more = {"workers": self.profile.loaders(), "compile": self.profile.compile, "progress": bar}
         lost: list[tuple[int, str]] = []
         rows = encode_images(self.network.parts[0], part, unreadable=lost, **more, **self.options)
         return rows, [(start + index, path) for index, path in lost]

@@ -143,6 +143,19 @@ def uniformity(a: np.ndarray, b: np.ndarray | None = None, skip: np.ndarray | No
     return float(np.log(total / pairs))
 
 
+def accuracy(images: np.ndarray, labels: np.ndarray, class_text: np.ndarray) -> float:
+    """Share of images (n, d) whose nearest class text (K, d) is that of their label, in [0, 1].
+
+    A tie goes to the first, as argmax has it in the paper: of two classes with one name (ImageNet has two
+    such pairs) the second is never right.
+    """
+    images, labels, class_text = _classified(images, labels, class_text)
+    _, first, same = np.unique(class_text, axis=0, return_index=True, return_inverse=True)
+    parts = range(0, len(images), CHUNK)
+    found = np.concatenate([(images[start : start + CHUNK] @ class_text.T).argmax(1) for start in parts])
+    return float((first[same.ravel()][found] == labels).mean())
+
+
 def margins(
     images: np.ndarray, labels: np.ndarray, class_text: np.ndarray, negatives: np.ndarray | None = None
 ) -> dict[str, float]:
@@ -165,7 +178,7 @@ def margins(
     return {
         "margin_id": float((true - hardest_id).mean()) if len(class_text) > 1 else float("nan"),
         "margin_negative": float((true - hardest_negative).mean()),
-        "accuracy": float((true > hardest_id).mean()),
+        "accuracy": accuracy(images, labels, class_text),
     }
 
 
@@ -237,7 +250,7 @@ def gap_shift(
             "gap": float(difference @ direction),
             "centroid_gap": float(np.linalg.norm(difference)),
             "loss": contrastive_loss(i[order], t[order], labels[order], scale, 128),
-            "accuracy": float(((i @ move_texts(class_text).T).argmax(1) == labels).mean()),
+            "accuracy": accuracy(i, labels, move_texts(class_text)),
         }
         if score:
             row["auroc"] = float(score(move_images, move_texts))

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,11 @@ BENCHMARKS = {
     "OpenOOD near": ("SSB-hard", "NINCO"),
     "OpenOOD far": ("iNaturalist-OpenOOD", "Textures-OpenOOD", "OpenImage-O"),
 }
+# OpenOOD's copies of MOS's images: shown, but in an average of ours only where the first is not there
+COPIES = {"iNaturalist-OpenOOD": "iNaturalist", "Textures-OpenOOD": "Textures"}
+# how the published numbers came about (core_methods 1.4, 8.3); of trained methods the recipe, of CMA lam too
+PUBLISHED = {"model": "ViT-B-16-quickgelu", "weights": "openai", "ID classes": 1000}
+RECIPE = {"epochs": 10, "batch": 512, "lr": 1e-5, "warmup": 500, "weight_decay": 0.1}
 ALPHA = 0.05  # share of families of comparisons in which any verdict may err
 BORROWED = 4  # degrees of freedom of a spread over seeds that the other comparisons lend
 Family = Mapping[str, Collection[str]]  # column of ``differences`` -> values
@@ -82,11 +88,14 @@ class ScoreBook:
 
     @cached_property
     def averages(self) -> dict[str, list[str]]:
-        """Group -> its sets: near, far, unseen, any other group, published benchmarks, and "all"."""
-        groups = ("near", "far", "unseen", *self.groups.values())
-        found = {group: [name for name, own in self.groups.items() if own == group] for group in groups}
+        """Group -> its sets: near, far, unseen, any other group, published benchmarks, and "all".
+
+        No image counts twice in an average of ours: ``COPIES``.
+        """
+        groups, whole = ("near", "far", "unseen", *self.groups.values()), once(self.groups)
+        found = {group: [name for name in whole if self.groups[name] == group] for group in groups}
         found |= {name: list(sets) for name, sets in BENCHMARKS.items() if set(sets) <= set(self.groups)}
-        return {group: sets for group, sets in found.items() if sets} | {"all": list(self.groups)}
+        return {group: sets for group, sets in found.items() if sets} | {"all": whole}
 
     @cached_property
     def sets(self) -> pd.DataFrame:
@@ -162,6 +171,12 @@ class ScoreBook:
         frame = self.sets.merge(keys, how="cross")[[*keys, *self.sets]]
         rows = [{seed: row} for row, seed in enumerate(keys["seed"])]
         return _with_intervals(frame, self.estimates((x, row, None) for x in self.points for row in rows))
+
+
+def once(sets: Iterable[str]) -> list[str]:
+    """Sets without those whose images another of them holds already (``COPIES``)."""
+    every = list(sets)
+    return [name for name in every if COPIES.get(name) not in every]
 
 
 def image_scores(
@@ -334,30 +349,63 @@ def verdict(
 def paper_tables() -> pd.DataFrame:
     """Published numbers as fractions, kept beside the code; references, never results of ours.
 
-    Columns: source, table, method, score, set, fpr95_id, auroc, id_accuracy, convention (the positive class
-    of the source's FPR95), note.
+    Columns: source, table, method, score, set, fpr95_id, auroc, id_accuracy, n_id and n_ood (images; empty
+    where the source does not say), convention (the positive class of the source's FPR95), note.
     """
     options = {"keep_default_na": False, "na_values": [""], "dtype": {"table": "Int64", "note": "string"}}
     return pd.read_csv(PACKAGE / "assets/paper_tables.csv", **options)
 
 
-def against_paper(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
+def setting(profile: Profile, classes: int) -> str:
+    """What a run is, in a line: model, weights, number of ID classes, recipe."""
+    length = f"{profile.epochs} epochs" if profile.epochs else f"{profile.steps} steps"
+    model = f"{profile.model}, weights {Path(profile.pretrained).name}, {classes:,} ID classes"
+    seeds = f"lam {profile.lam:g}, {len(profile.seeds)} seeds"
+    return f"{model}; trained for {length} of batch {profile.batch} at {profile.lr:g}, {seeds}"
+
+
+def against_paper(ours: pd.DataFrame, paper: pd.DataFrame, profile: Profile, classes: int) -> pd.DataFrame:
     """Published numbers (fpr95_id, auroc) beside ours; rows meet by method, score and set.
 
-    ``ours``: what ``summarise`` gave; ``paper``: (part of) ``paper_tables()``. Columns: source, table,
-    method, score, set, metric, paper, ours, low, high (our interval), difference (ours - paper), and
-    verdict: "agrees" where our interval holds the paper's number, "better"/"worse" (ours), "not measured".
+    ``ours``: what ``summarise`` gave; ``paper``: (part of) ``paper_tables()``; ``classes``: the number of ID
+    classes. Columns: source, table, method, score, set, metric, paper, ours, low, high (our interval),
+    difference (ours - paper), differs (what else is not as published), and verdict: "agrees" where our
+    interval holds the paper's number, "better"/"worse" (ours), "not comparable" where anything differs, "not
+    measured".
     """
     joined = paper.merge(ours, on=["method", "score", "set"], how="left", suffixes=("_paper", ""))
+    differs = [_differs(row, profile, classes) for row in joined.to_dict("records")]
     parts = []
     for metric in ("fpr95_id", "auroc"):
         part = joined[["source", "table", "method", "score", "set"]].assign(metric=metric)
         columns = [f"{metric}_paper", metric, f"{metric}_low", f"{metric}_high"]
         part[["paper", "ours", "low", "high"]] = joined[columns]
-        parts.append(part.dropna(subset="paper"))
+        parts.append(part.assign(differs=differs).dropna(subset="paper"))
     result = pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
     result["difference"] = result["ours"] - result["paper"]
     better = (result["difference"] < 0) == result["metric"].isin(LOWER_IS_BETTER)
     within = result["paper"].between(result["low"], result["high"])
-    cases = {"not measured": result["low"].isna(), "agrees": within, "better": better}
+    cases = {"not measured": result["low"].isna(), "not comparable": result["differs"] != ""}
+    cases |= {"agrees": within, "better": better}
+    result["differs"] = result.pop("differs").mask(cases["not measured"], "")
     return result.assign(verdict=np.select(list(cases.values()), list(cases), "worse"))
+
+
+def _differs(row: Mapping[str, Any], profile: Profile, classes: int) -> str:
+    """What of a row of ours is not as it was published: "ID classes 100, not 1000; ..."; "" if nothing is."""
+    here = {"model": profile.model, "weights": Path(profile.pretrained).name, "ID classes": classes}
+    here |= {"ID images": row["n_id"], "OoD images": row["n_ood"], "positive class of FPR95": "ID positive"}
+    there = PUBLISHED | {"ID images": row["n_id_paper"], "OoD images": row["n_ood_paper"]}
+    there |= {"positive class of FPR95": row["convention"]}
+    if row["method"] != "zero-shot":
+        here |= {name: getattr(profile, name) for name in RECIPE} | {"lam": profile.lam}
+        there |= RECIPE | {"lam": 0.001 if row["method"] == "CMA" else profile.lam}
+    wrong = [(name, here[name], value) for name, value in there.items() if here[name] != value]
+    return "; ".join(
+        f"{name} {_plain(own)}, " + ("not stated there" if value != value else f"not {_plain(value)}")
+        for name, own, value in wrong
+    )
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, int | float) else str(value)

@@ -68,14 +68,15 @@ def clean(
     these, parsing artefacts (a square bracket anywhere; no letter or digit at all) and repetitions of an
     earlier word (after lower-casing and making each run of punctuation one space). A near-synonym is a word
     with the same multiset of words after lower-casing, dropping apostrophes, splitting at other punctuation
-    and taking off a plural ending: "Lady's slippers, yellow" equals "yellow lady slipper". Synonyms
-    that are spelt otherwise stay.
+    and taking off a plural ending: "Lady's slippers, yellow" equals "yellow lady slipper"; or with the same
+    letters where only the spacing differs: "coffeemaker", "coffee maker". Synonyms that are spelt otherwise
+    stay.
     """
     taken, seen = _id_keys(class_names, synonyms), set()
     mask = np.zeros(len(words), dtype=bool)
     for i, word in enumerate(words):
-        key, plain = _key(word), " ".join(_tokens(word))
-        mask[i] = bool(key) and not set("[]") & set(word) and key not in taken and plain not in seen
+        keys, plain = _keys(word), " ".join(_tokens(word))
+        mask[i] = bool(plain) and not set("[]") & set(word) and not keys & taken and plain not in seen
         seen.add(plain)
     return mask
 
@@ -88,7 +89,7 @@ def leak(
     An image of such a class cannot score above 1/2; 53 of CMA's 10,000 negatives leak (core_methods 3.5).
     """
     taken = _id_keys(class_names, synonyms)
-    return [word for word in words if _key(word) in taken]
+    return [word for word in words if _keys(word) & taken]
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,10 @@ def _tokens(word: str) -> list[str]:
     return re.findall(r"[^\W_]+", re.sub(r"['\u2019]", "", word.lower()))
 
 
-def _key(word: str) -> tuple[str, ...]:
-    """The multiset of singular words: what two names must share to be near-synonyms."""
-    return tuple(sorted(_singular(token) for token in _tokens(word)))
+def _keys(word: str) -> set[tuple[str, ...]]:
+    """The multiset of singular words, and all of them as one: near-synonyms share one of the two, or both."""
+    singular = [_singular(token) for token in _tokens(word)]
+    return {tuple(sorted(singular)), ("".join(singular),)}
 
 
 def _singular(token: str) -> str:
@@ -188,4 +190,4 @@ def _singular(token: str) -> str:
 
 
 def _id_keys(class_names: Sequence[str], synonyms: Sequence[Sequence[str]]) -> set[tuple[str, ...]]:
-    return {_key(name) for names in (class_names, *synonyms) for name in names}
+    return {key for names in (class_names, *synonyms) for name in names for key in _keys(name)}

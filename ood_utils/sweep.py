@@ -160,7 +160,7 @@ def _train(jobs: list[Job], progress: bool = False) -> None:
     try:
         for profile, recipe, train, texts, words, folder, save_every in jobs:
             model, _, tokenizer = models.load(profile.model, profile.pretrained)
-            options = {"device": profile.device, "workers": profile.workers, "save_every": save_every}
+            options = {"device": profile.device, "workers": profile.loaders(), "save_every": save_every}
             options |= {"max_unreadable": profile.max_unreadable, "progress": progress, "words": words}
             training.fine_tune(model, tokenizer, train, texts, recipe, folder, **options)
     finally:

@@ -146,11 +146,12 @@ def test_check_of_the_paper_lane_says_what_is_missing_and_whence(world, capsys):
     assert cli.main(["check", "--profile", "imagenet", "-p", f"data_root={root}", f"corpus={root}/dict"]) == 1
     said = capsys.readouterr().out
     for part in (
-        "1 of 1000 class folders", "138 GB; image-net.org", "0 of 7 image lists", "MIT", "wordnet-base",
+        "1 of 1000 class folders", "138 GB; image-net.org", "val_imagenet.txt", "MIT", "wordnet-base",
         "11 checkpoints 6.1",
     ):  # fmt: skip
         assert part in said, part
-    assert f"ok      SUN (far, 10,000 images) in {root}/MOS/SUN" in said and "MISSING Places" in said
+    assert f"WRONG   SUN (far) in {root}/MOS/SUN: 1 of 10,000 images; its first or last" in said
+    assert "MISSING Places" in said
     assert "MISSING SSB-hard" in said and "Something is missing" in said
 
 
@@ -208,9 +209,11 @@ def test_check_wants_both_files_of_a_wordnet_folder(tmp_path):
 def test_check_compares_class_folders_by_name(tmp_path):
     for part, names in {"train": imagenet.wnids(), "val": [f"{n:03d}" for n in range(1000)]}.items():
         for name in names:
-            (tmp_path / "imagenet" / part / name).mkdir(parents=True)
+            noise(tmp_path / "imagenet" / part / name / "0.jpg")
     lines = [str(need) for need in data.needs(config.Profile(data="imagenet", data_root=str(tmp_path)))]
-    assert any(line.startswith("  ok ") and "train: 1000 of 1000 class folders" in line for line in lines)
+    assert any(
+        line.startswith("  - ") and "train: 1000 of 1000 class folders: 1,000 of" in line for line in lines
+    )
     assert any(
         line.startswith("  WRONG ") and "val: 1000 folders" in line and "'000'" in line for line in lines
     )

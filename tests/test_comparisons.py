@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,11 +65,11 @@ def test_a_list_s_scores_are_those_of_neglabel(world) -> None:
     """Every list at once, by counts of words, against the module's NegLabel with that list alone."""
     book = comparisons.negative_lists({("zero-shot", 0): world.embedded}, world.profile)
     lists = dict.fromkeys(name for name, _, _ in book.keys)
-    assert {"clean", "every 20th ID name added", "all ID names added", "not cleaned"} <= set(lists)
+    assert {"in use", "every 20th ID name added", "all ID names added", "not cleaned"} <= set(lists)
     clean, named = list(world.embedded.negatives.indices), [len(WORDS) + k for k in range(3)]
     known = np.concatenate([world.embedded.corpus_text, world.embedded.class_text])
     cases = {
-        "clean": clean,
+        "in use": clean,
         "every 20th ID name added": clean + named[:1],
         "all ID names added": clean + named,
     }
@@ -83,8 +84,22 @@ def test_a_list_s_scores_are_those_of_neglabel(world) -> None:
             rows = world.embedded[found].rows
             alone = scores.neglabel(rows, world.embedded.class_text, text, world.profile.temperature)
             np.testing.assert_allclose(part, alone, atol=1e-7)
-    whole, leaky = (book.scores(name, "zero-shot", 0)[0] for name in ("clean", "all ID names added"))
+    whole, leaky = (book.scores(name, "zero-shot", 0)[0] for name in ("in use", "all ID names added"))
     np.testing.assert_allclose(leaky, -np.logaddexp(0, -whole), atol=1e-7)  # P / (N + P)
+
+
+def test_a_finished_list_is_used_as_it_is_and_cleaned_beside(world, tmp_path: Path) -> None:
+    words = [WORDS[5], "a name", WORDS[4], WORDS[5]]
+    (tmp_path / "list.txt").write_text("\n".join(words))
+    profile = world.profile.model_copy(update={"negatives": str(tmp_path / "list.txt")})
+    with pytest.raises(UserError, match="1 words of negatives .* have no embedding, first 'a name'"):
+        embeddings.mine(world.embedded, profile)
+    (tmp_path / "list.txt").write_text("\n".join([*words[::2], WORDS[5]]))
+    mined = embeddings.mine(world.embedded, profile)
+    assert mined.indices == [5, 4, 5] and mined.provenance["list"] == profile.negatives
+    model = world.embedded.with_negatives(mined)
+    lists = dict.fromkeys(name for name, *_ in comparisons.negative_lists({("m", 0): model}, profile).keys)
+    assert {"in use", "mined and cleaned"} <= set(lists)
 
 
 def test_the_images_of_one_model_meet_the_texts_of_another(world) -> None:

@@ -147,3 +147,11 @@ def test_a_recipe_is_the_profile_s_training_values() -> None:
 def test_a_recipe_refuses_what_makes_no_sense(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         Recipe(**wrong)
+
+
+def test_the_ranks_of_a_machine_share_its_cores(monkeypatch) -> None:
+    monkeypatch.setattr(config, "cores", lambda: 12)
+    shared = config.Profile(workers=-1)
+    assert (shared.loaders(), shared.loaders(8), shared.loaders(50)) == (12, 1, 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert (shared.loaders(), shared.loaders(1), config.Profile(workers=5).loaders()) == (3, 12, 5)

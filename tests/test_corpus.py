@@ -114,6 +114,37 @@ def test_the_profile_says_where_the_words_come_from(tmp_path: Path) -> None:
         corpus.load_corpus(Profile(corpus="/not/a/corpus"))
 
 
+def test_a_finished_list_is_read_in_its_order(tmp_path: Path) -> None:
+    table, text = tmp_path / "list.csv", tmp_path / "list.txt"
+    table.write_text('number,part,word\n1,adj,able\n2,noun,"yellow lady\'s slipper"\n3,adj,able\n4,,anchor\n')
+    text.write_text("able\tadj\nyellow lady's slipper\n\nable\tadj\nanchor\tnoun\n")
+    found = [("able", "adj"), ("yellow lady's slipper", "noun"), ("able", "adj"), ("anchor", "noun")]
+    assert corpus.finished_list(table) == corpus.finished_list(text) == found
+    assert corpus.list_need(str(text)).what.endswith("4 words, 3 different ones, taken as they are")
+    (tmp_path / "words.txt").write_text("anchor\nbus\n")
+    whole = corpus.load_corpus(Profile(corpus=str(tmp_path / "words.txt"), negatives=str(text)))
+    assert whole == [("anchor", "noun"), ("bus", "noun"), *found[:2]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("l.txt", None, "cannot be read"),
+        ("l.txt", b"\xff\xfe", "cannot be read"),
+        ("l.txt", b" \n", "holds no word; give one a line"),
+        ("l.txt", b"tree\nrun\tverb\n", "line 2 of negatives .*l.txt says 'run', 'verb'; give a word"),
+        ("l.csv", b"name,part\ntree,noun\n", "has no column 'word'"),
+        ("l.csv", b"word,part\n,noun\n", "line 2 of negatives"),
+    ],
+)  # fmt: skip
+def test_a_finished_list_that_is_none_is_refused(tmp_path: Path, name, content, said: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said) as caught:
+        corpus.finished_list(tmp_path / name)
+    assert "\n" not in str(caught.value) and corpus.list_need(str(tmp_path / name)).ok is False
+
+
 def test_a_corpus_on_disk_is_a_need(dict_folder: Path) -> None:
     assert corpus.corpus_need(str(dict_folder)).ok
     (dict_folder / "data.adj").unlink()

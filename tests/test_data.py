@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import mini_imagenet
@@ -13,7 +16,8 @@ import torch
 from ood_utils import data, registry
 from ood_utils.config import Profile
 from ood_utils.data import glyph_world as glyphs
-from ood_utils.data.lanes.imagenet import SETS, wnids
+from ood_utils.data import paths as disk
+from ood_utils.data.lanes.imagenet import LISTS, SETS, wnids
 from ood_utils.errors import UserError
 
 
@@ -239,6 +243,47 @@ def test_a_class_folder_without_images_is_named(folders, tmp_path) -> None:
         data.load(folders)
 
 
+@pytest.mark.parametrize("link", ["nowhere.jpg", "itself.jpg"])
+def test_a_broken_link_is_named_and_a_circle_is_walked_once(folders, tmp_path, link: str) -> None:
+    fox = tmp_path / "id" / "red_fox"
+    (fox / "up").symlink_to(tmp_path / "id")  # back up: not walked again
+    (tmp_path / "id" / "dog").symlink_to(tmp_path / "ood")  # aside: a class
+    study = data.load(
+        folders.model_copy(update={"ood_roots": {"held": str(tmp_path / "val")}, "ood_groups": {}})
+    )
+    assert study.class_names == ["dog", "red fox", "wolf"]
+    assert len(study.train) + len(study.id_val) + len(study.id_test) == 24
+    (tmp_path / "id" / "all").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="id/all is a link back up, in a circle; take it away"):
+        data.load(folders)
+    (tmp_path / "id" / "all").unlink()
+    (fox / "nothing.txt").symlink_to("gone.txt")  # no image: nobody asks
+    (fox / link).symlink_to(link if link == "itself.jpg" else "gone.jpg")
+    with pytest.raises(
+        UserError, match=rf"red_fox/{link} is no file but a link that leads nowhere or in a circle"
+    ):
+        data.load(folders)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (b"caf\xe9", rb"class folder .*id/caf\\xe9 is not named in UTF-8; rename it"),
+        (b"red fox", rb"'red fox' and 'red_fox' of .*id are one name to a model, 'red fox'; rename one"),
+        (b"Wolf", rb"'Wolf' and 'wolf' of .*id are one name"),
+        ("e\u0301".encode(), rb"'e\\u0301' and '\\xe9' of .*id are one name"),
+    ],
+)
+def test_class_folders_that_cannot_be_told_apart_are_refused(
+    folders, tmp_path, name: bytes, said: bytes
+) -> None:
+    for new in {name, "\u00e9".encode()}:
+        shutil.copytree(tmp_path / "id" / "wolf", tmp_path / "id" / os.fsdecode(new))
+    with pytest.raises(UserError, match=said.decode()) as caught:
+        data.load(folders)
+    assert "\n" not in str(caught.value) and str(caught.value).isprintable()
+
+
 # --- a miniature ImageNet ---
 
 
@@ -267,7 +312,8 @@ def test_what_is_missing_of_imagenet_is_said_with_its_source(imagenet, tmp_path)
     (tmp_path / "imagenet/val/strangers").mkdir()
     faults = {need.what: need for need in data.needs(imagenet) if need.ok is False}
     said = " ".join(faults)
-    assert len(faults) == 4 and "SUN (far, 10,000 images)" in said and "not test_ninco.txt" in said
+    assert len(faults) == 4 and "MOS/SUN: 0 of 10,000 images" in said and "image list" in said
+    assert f"NINCO (near): image list {tmp_path / LISTS}/test_ninco.txt" in said
     assert "imagenet/train: 2 of 3 class folders" in said
     assert [need.fault for need in faults.values() if "first 'strangers'" in need.what] == ["WRONG"]
     assert all(need.remedy for need in faults.values())
@@ -340,8 +386,155 @@ def test_an_empty_or_incomplete_train_is_blamed_itself(imagenet, tmp_path) -> No
 
 def test_an_empty_mos_set_is_named(imagenet, tmp_path) -> None:
     shutil.rmtree(tmp_path / "MOS/SUN/SUN")
-    with pytest.raises(UserError, match=r"'SUN' is empty.*MOS/SUN"):
+    with pytest.raises(UserError, match=r"missing: SUN \(far\) in .*MOS/SUN: 0 of 10,000 images; "):
         data.load(imagenet)
+
+
+def _faults(profile: Profile) -> list[str]:
+    return [f"{need.fault} {need.what}; {need.remedy}" for need in data.needs(profile) if need.ok is False]
+
+
+def test_every_set_is_counted_and_a_part_is_called_so(imagenet, tmp_path) -> None:
+    said = {need.what: need.ok for need in data.needs(imagenet)}
+    part = ", not the whole set, so no verdict against published numbers"
+    assert said[f"SUN (far) in {tmp_path}/MOS/SUN: 3 of 10,000 images{part}"] is None
+    assert said[f"{tmp_path}/imagenet/train: 3 of 3 class folders: 12 images"]
+    assert said[f"{tmp_path}/imagenet/val: 3 of 3 class folders: 12 of 150 images{part}"] is None
+    assert said[f"id_val: 3 of the 3 images that {tmp_path / LISTS}/val_imagenet.txt names"]
+    cut = tmp_path / "MOS/SUN/SUN/2.jpg"
+    cut.write_bytes(cut.read_bytes()[:300])
+    (found,) = [need for need in data.needs(imagenet) if "MOS/SUN" in need.what]
+    assert found.ok is None and f"first or last image cannot be decoded: {cut} (" in found.what
+
+
+def _flat(root: Path) -> None:
+    for file in sorted((root / "imagenet/val").glob("*/*")):
+        file.rename(root / "imagenet/val" / file.name)
+    for folder in (root / "imagenet/val").glob("n*"):
+        folder.rmdir()
+
+
+def _pointers(root: Path) -> None:
+    for file in (root / "MOS/SUN/SUN").iterdir():
+        file.write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+def _strangers(root: Path) -> None:
+    (root / LISTS / "val_imagenet.txt").write_text("val/a.JPEG 0\nval/b.JPEG 1\n")
+
+
+def _all_held(root: Path) -> None:
+    names = [f"val/{file.name} 0" for file in (root / "imagenet/val").glob("*/*")]
+    (root / LISTS / "val_imagenet.txt").write_text("\n".join(names))
+
+
+def _emptied(root: Path) -> None:
+    for file in (root / "imagenet/train" / wnids()[1]).iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_flat, "WRONG {0}/imagenet/val: 12 images lie flat, as the tar unpacks them, not in class folders"),
+        (_pointers, "WRONG SUN (far) in {0}/MOS/SUN: 3 of 10,000 images; its first or last image cannot be "),
+        (_strangers, "WRONG id_val: 0 of the 2 images that {1}/val_imagenet.txt names; it names 'a.JPEG', "
+         "imagenet/val holds 'ILSVRC2012_val_00.JPEG'; keep ILSVRC's file names"),
+        (_all_held, "val_imagenet.txt names, which are all of imagenet/val; "),
+        (_emptied, "WRONG class folder {0}/imagenet/train/n01443537 holds no image; fill it or move it away"),
+        (lambda root: (root / LISTS / "test_ninco.txt").write_text("\n"),
+         "test_ninco.txt names no image; unpack benchmark_imglist.zip again; images_largescale: "),
+        (lambda root: shutil.rmtree(root / "images_largescale/NINCO"),
+         "WRONG NINCO (near): 0 of the 3 images that {1}/test_ninco.txt names are there, "
+         "the first missing one is {0}/images_largescale/NINCO/0.jpg; complete the download"),
+    ],
+)  # fmt: skip
+def test_a_run_refuses_in_the_words_of_check(imagenet, tmp_path, spoil, said: str) -> None:
+    data.require(imagenet, "imagenet")
+    spoil(tmp_path)
+    found = _faults(imagenet)
+    assert said.format(tmp_path, tmp_path / LISTS) in " ".join(found), found
+    for refused in (lambda: data.require(imagenet, "imagenet"), lambda: data.load(imagenet)):
+        with pytest.raises(UserError) as caught:
+            refused()
+        first = next(need for need in data.needs(imagenet) if need.ok is False)
+        assert first.what in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_two_lines_sort_a_flat_val(imagenet, tmp_path) -> None:
+    lists = tmp_path / LISTS
+    places = {file.name: file.parent.name for file in (tmp_path / "imagenet/val").glob("*/*")}
+    lines = [f"imagenet_1k/val/{name} {wnids().index(wnid)}\n" for name, wnid in places.items()]
+    (lists / "val_imagenet.txt").write_text("".join(lines[:3]))
+    (lists / "test_imagenet.txt").write_text("".join(lines[3:]))
+    _flat(tmp_path)
+    (remedy,) = {need.remedy for need in data.needs(imagenet) if "lie flat" in need.what}
+    told, *commands = remedy.splitlines()
+    assert told == "sort them with these two lines:" and len(commands) == 2
+    subprocess.run(["bash", "-ec", "\n".join(commands)], check=True)
+    assert {f.name: f.parent.name for f in (tmp_path / "imagenet/val").glob("*/*")} == places
+    assert len(data.load(imagenet).id_test) == 9
+
+
+def test_links_inside_a_set_are_followed(imagenet, tmp_path) -> None:
+    (tmp_path / "MOS/SUN/SUN").rename(tmp_path / "elsewhere")
+    (tmp_path / "MOS/SUN/SUN").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/round").symlink_to(tmp_path / "MOS")
+    assert data.load(imagenet).ood["SUN"].ids == ["SUN/0.jpg", "SUN/1.jpg", "SUN/2.jpg"]
+
+
+def test_the_test_set_may_be_all_of_val(imagenet) -> None:
+    held, whole = data.load(imagenet), data.load(_with(imagenet, id_test="all"))
+    assert len(whole.id_test) == 12 and whole.id_val.fingerprint == held.id_val.fingerprint
+    assert set(whole.id_test.ids) == {*held.id_test.ids, *held.id_val.ids}
+
+
+def test_the_list_of_a_big_folder_is_kept_until_a_folder_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b/1.jpg", "a/2.PNG", "a/deep/3.jpg", "a/._4.jpg", "a/notes.txt"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).touch()
+    monkeypatch.setattr(disk, "BIG", 3)
+    monkeypatch.setattr(disk.store, "OUTPUTS", tmp_path / "outputs")
+    scans = []
+    monkeypatch.setattr(disk, "_scan", lambda top, scan=disk._scan: scans.append(top) or scan(top))
+
+    def found() -> list[str]:
+        return [path[len(str(tmp_path / "set")) + 1 :] for path in disk.images_below(tmp_path / "set")]
+
+    every = ["a/2.PNG", "a/deep/3.jpg", "b/1.jpg"]
+    assert found() == every == found() and len(scans) == 2  # changed just now: not kept
+
+    def settle() -> None:
+        for folder in [tmp_path / "set", *(tmp_path / "set").glob("**/")]:
+            os.utime(folder, ns=(0, time.time_ns() - 10**11 - len(scans)))
+
+    settle()
+    assert found() == every == found() and len(scans) == 3
+    (tmp_path / "set/a/deep/5.jpg").touch()
+    assert found() == [*every[:2], "a/deep/5.jpg", "b/1.jpg"] and len(scans) == 4
+    settle()
+    found()
+    (kept,) = (tmp_path / "outputs/.scans").iterdir()
+    kept.write_text("{")
+    assert len(found()) == 4 == len(found()) and len(scans) == 6
+
+
+def test_shared_memory_that_does_not_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 2**30})
+    monkeypatch.setattr(data, "disk_usage", lambda _: usage)
+    needs = list(data.needs(_profile(workers=4, embed_batch=256, batch=512)))
+    assert [need.ok for need in needs] == [False]
+    assert needs[0].what == "/dev/shm for 4 data loader processes: up to 2.3 GiB, 1.0 GiB free"
+    assert needs[0].remedy.endswith("--shm-size=3g or --ipc=host, or say -p workers=1")
+    assert all(need.ok for need in data.needs(_profile(workers=1, embed_batch=256, batch=512)))
+
+
+def test_a_gpu_that_is_not_there_is_said_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"missing: a CUDA GPU that torch sees; .* or -p device=cpu"):
+        data.require(_profile(device="cuda"), "glyphs")
 
 
 @pytest.mark.parametrize("name", ["test_ninco.txt", "val_imagenet.txt"])

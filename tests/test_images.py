@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from ood_utils.data import images
 from ood_utils.data.images import ImageFiles, files_set, read_image
+from ood_utils.data.paths import IMAGE_SUFFIXES
 from ood_utils.errors import UnreadableImage, UserError
 
 
@@ -108,6 +112,28 @@ def test_a_file_that_is_no_whole_image_is_named_and_crosses_processes(
         read_image(path)
     copied = pickle.loads(pickle.dumps(caught.value))
     assert copied.path == str(path) and str(copied) == str(caught.value)
+
+
+def test_only_the_formats_of_the_suffixes_are_opened(tmp_path: Path) -> None:
+    assert set(images.FORMATS) == {Image.registered_extensions()[suffix] for suffix in IMAGE_SUFFIXES}
+    photo().save(tmp_path / "a.eps")  # whose reader starts Ghostscript
+    for name in ("a.jpg", "a.png"):
+        shutil.copy(tmp_path / "a.eps", tmp_path / name)
+        with pytest.raises(UnreadableImage, match="cannot identify image file"):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8 need Linux")
+def test_images_whose_names_are_no_utf_8_are_read_and_named(tmp_path: Path) -> None:
+    for suffix in (b".jpg", b".png"):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9" + suffix))
+        photo().save(path)
+        assert files_set("x", "far", tmp_path, [path], crop).ids == ["caf\\xe9" + suffix.decode()]
+        assert read_image(path).shape == (3, 51, 75)
+        path.write_bytes(b"damage")
+        with pytest.raises(UnreadableImage) as caught:
+            read_image(path)
+        assert str(caught.value).isascii() and "caf\\xe9" in caught.value.path
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from ood_utils import leaderboard, methods, metrics, scores
+from ood_utils.config import load_profile
 from ood_utils.embeddings import EmbeddedSet, StudyEmbeddings
 from ood_utils.errors import UserError
 from ood_utils.leaderboard import against_paper, differences, image_scores, paper_tables, summarise, verdict
@@ -263,6 +264,10 @@ def test_the_sentence_follows_its_row(book: leaderboard.ScoreBook) -> None:
         verdict(found, "CMA", "LoCoOp")
 
 
+PAPER = load_profile("imagenet")
+OTHER = {"convention": "OoD positive"}
+
+
 def test_published_numbers_are_whole() -> None:
     paper = paper_tables()
     assert {"CMA", "NegLabel", "MCM"} == set(paper["source"])
@@ -301,14 +306,56 @@ def test_against_paper(book: leaderboard.ScoreBook) -> None:
     ]
     paper = pd.DataFrame(rows, columns=["set", "fpr95_id", "auroc"])
     paper = paper.assign(source="X", table=1, method="CMA", score="NegLabel", id_accuracy=np.nan)
-    found = against_paper(frame, paper)
-    columns = "source table method score set metric paper ours low high difference verdict".split()
-    assert list(found.columns) == columns
+    paper = paper.assign(n_id=ours["n_id"], n_ood=[40, 30, 45, 9], convention="ID positive")
+    found = against_paper(frame, paper, PAPER, 1000)
+    columns = "source table method score set metric paper ours low high difference differs verdict".split()
+    assert sorted(found.columns) == sorted(columns) and set(found["differs"]) == {""}
     assert list(found["metric"]) == ["fpr95_id", "auroc"] * 4
     words = ["agrees", "agrees", "better", "better", "worse", "worse", "not measured", "not measured"]
     assert list(found["verdict"]) == words
     assert found["difference"][2] == pytest.approx(found["ours"][2] - 1.0) and np.isnan(found["ours"][6])
-    assert set(against_paper(frame, paper_tables())["verdict"]) == {"not measured"}
+    assert set(against_paper(frame, paper_tables(), PAPER, 1000)["verdict"]) == {"not measured"}
+
+
+def test_what_is_not_as_published_gets_no_verdict(book: leaderboard.ScoreBook) -> None:
+    frame = summarise(book).query("set == 'arrows' and score == 'NegLabel'")
+    row = {"source": "X", "table": 1, "score": "NegLabel", "set": "arrows", "fpr95_id": 0.1, "auroc": 0.9}
+    row |= {"n_id": frame.iloc[0]["n_id"], "n_ood": 40.0, "convention": "ID positive"}
+    cases = {
+        "CMA": {
+            "": ({}, 1000, {}),
+            "model RN50, not ViT-B-16-quickgelu": ({"model": "RN50"}, 1000, {}),
+            "weights start.pt, not openai": ({"pretrained": "/mine/start.pt"}, 1000, {}),
+            "ID classes 100, not 1000": ({}, 100, {}),
+            "epochs 1, not 10; lam 0.01, not 0.001": ({"epochs": 1, "lam": 0.01}, 1000, {}),
+            "ID images 40, not 50000; OoD images 40, not stated there": (
+                {}, 1000, {"n_id": 50000, "n_ood": np.nan}
+            ),
+            "positive class of FPR95 ID positive, not OoD positive": ({}, 1000, OTHER),
+        },
+        "zero-shot": {"": ({"epochs": 1, "lam": 0.01}, 1000, {})},
+    }  # fmt: skip
+    for method, by_words in cases.items():
+        for words, (changes, classes, stated) in by_words.items():
+            paper = pd.DataFrame([row | stated | {"method": method}])
+            found = against_paper(frame, paper, PAPER.model_copy(update=changes), classes)
+            assert list(found["differs"]) == [words.replace("ID images 40", f"ID images {row['n_id']:g}")] * 2
+            assert (set(found["verdict"]) == {"not comparable"}) == bool(words)
+            assert found["ours"].notna().all()
+    said = leaderboard.setting(PAPER.model_copy(update={"pretrained": "/mine/start.pt"}), 100)
+    assert said.startswith(
+        "ViT-B-16-quickgelu, weights start.pt, 100 ID classes; trained for 10 epochs of batch"
+    )
+
+
+def test_no_image_is_averaged_twice() -> None:
+    rng = np.random.default_rng(0)
+    sets = {"SUN": "far", "iNaturalist": "far", "iNaturalist-OpenOOD": "far", "Textures-OpenOOD": "far"}
+    ood = {name: rng.normal(size=(1, 20)) for name in sets}
+    copied = leaderboard.ScoreBook([("m", 0, "s")], rng.normal(1, 1, (1, 30)), ood, sets, 5)
+    counted = ["SUN", "iNaturalist", "Textures-OpenOOD"]  # of Textures the other copy is not there
+    assert copied.averages == {"far": counted, "all": counted}
+    assert set(copied.table()["set"]) == {*sets, "average far", "average all"}
 
 
 def test_unusable_calls_are_refused(book: leaderboard.ScoreBook) -> None:

@@ -133,6 +133,22 @@ def test_artefacts_and_repetitions_go() -> None:
     assert kept == ["good", "t-shirt", "dog house", "house dog", "naïve"]  # word order makes two concepts
 
 
+def test_spacing_variants_are_found() -> None:
+    names = ["coffeemaker", "tea cup", "sunglasses", "man-of-war"]
+    words = [
+        "coffee maker",
+        "Coffee-makers",
+        "teacup",
+        "teacups",
+        "sun glasses",
+        "manofwar",
+        "coffee",
+        "cuptea",
+    ]
+    assert leak(words, names) == words[:-2]
+    assert clean(words, names).tolist() == [False] * 6 + [True] * 2
+
+
 def corpus_of(n: int) -> list[tuple[str, str]]:
     return [(f"word{i:03d}", str(part)) for i, part in zip(range(n), PARTS, strict=True)]
 

@@ -1,5 +1,6 @@
 """Word lists from which negative labels are mined: a world's names, WordNet, a text file, CSP's phrases."""
 
+import csv
 import re
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -27,7 +28,8 @@ def load_corpus(profile: Profile, names: Sequence[tuple[str, str]] | None = None
     """(word, part of speech) candidates in the source's order, at most ``profile.corpus_words`` of them.
 
     ``profile.corpus``: "names" (``names`` of the lane, by default ImageNet's), a WordNet ``dict`` folder, or
-    a text file with a noun a line. UserError when it is none of these.
+    a text file with a noun a line. UserError when it is none of these. The words of a finished list
+    (``profile.negatives``) that it lacks stand at its end, so that they are embedded too.
     """
     path = Path(profile.corpus).expanduser()
     if profile.corpus == "names":
@@ -41,7 +43,46 @@ def load_corpus(profile: Profile, names: Sequence[tuple[str, str]] | None = None
         whole = [(word, "noun") for word in sorted(lines - {""})]
     else:
         raise UserError(f"corpus {str(path)!r} is neither 'names', a WordNet dict folder nor a text file")
-    return [whole[i] for i in subset(len(whole), profile.corpus_words, profile.data_seed)]
+    kept = [whole[i] for i in subset(len(whole), profile.corpus_words, profile.data_seed)]
+    known, listed = set(kept), finished_list(profile.negatives) if profile.negatives else []
+    return kept + [pair for pair in dict.fromkeys(listed) if pair not in known]
+
+
+def finished_list(path: str | Path) -> list[tuple[str, str]]:
+    """(word, part of speech) of a finished list of negative labels, in its order, repetitions and all.
+
+    A CSV file with a column ``word`` and perhaps ``part`` (noun, adj or conjugated), or a text file with a
+    word a line, perhaps a tab and its part; a noun where no part is given. UserError naming file and line.
+    """
+    path, found = Path(path).expanduser(), []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise UserError(f"negatives {path} cannot be read ({fault}); give a file of words") from None
+    table = path.suffix.lower() == ".csv"
+    plain = {"fieldnames": ["word", "part"], "delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    rows = csv.DictReader(lines, **({} if table else plain))
+    if "word" not in (rows.fieldnames or ()):
+        raise UserError(f"negatives {path} has no column 'word'; name it so, and the part of speech 'part'")
+    for row in rows:
+        word, part = (row["word"] or "").strip(), (row.get("part") or "noun").strip()
+        if part not in ("noun", "adj", "conjugated") or (table and not word):
+            fault = f"line {rows.line_num} of negatives {path} says {word!r}, {part!r}"
+            raise UserError(f"{fault}; give a word and its part: noun, adj or conjugated")
+        found += [(word, part)] if word else []
+    if not found:
+        raise UserError(f"negatives {path} holds no word; give one a line")
+    return found
+
+
+def list_need(path: str) -> Need:
+    """Whether a finished list of negative labels can be read, and how many words it holds."""
+    try:
+        words = finished_list(path)
+    except UserError as fault:
+        return Need(False, str(fault), "", "WRONG")
+    counts = f"{len(words):,} words, {len(set(words)):,} different ones, taken as they are"
+    return Need(True, f"negatives {path}: {counts}")
 
 
 def corpus_need(corpus: str) -> Need:

@@ -1,5 +1,6 @@
 """Image files as a data set: decoded in the loading workers, transformed, random views by key."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import UnreadableImage, UserError
-from .paths import IMAGE_SUFFIXES
+from .paths import FORMATS, IMAGE_SUFFIXES, printable
 from .study import ImageSet, digest
+
+STATED = 100_000  # files whose sizes are part of a set's fingerprint: asking for a million takes long
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -25,13 +28,13 @@ def read_image(path: str | Path) -> Tensor:
     if path.lower().endswith((".jpg", ".jpeg")):
         try:
             return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
-        except RuntimeError:  # a PNG of that name, CMYK, damage: PIL reads it or says what is wrong
-            pass
+        except (RuntimeError, UnicodeEncodeError):
+            pass  # a PNG of that name, CMYK, damage, Latin-1: PIL reads it or says what is wrong
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             return pil_to_tensor(file.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
-        raise UnreadableImage(path, str(fault)) from None
+        raise UnreadableImage(printable(path), printable(str(fault))) from None
 
 
 class ImageFiles(Dataset):
@@ -41,7 +44,7 @@ class ImageFiles(Dataset):
     """
 
     def __init__(
-        self, paths: Sequence[Path], labels: np.ndarray, transform: Callable, seed: int | None = None
+        self, paths: Sequence[str | Path], labels: np.ndarray, transform: Callable, seed: int | None = None
     ) -> None:
         self.paths, self.labels = [str(p) for p in paths], labels
         self.transform, self.seed = transform, seed
@@ -64,7 +67,7 @@ def files_set(
     name: str,
     group: str,
     root: Path,
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     transform: Callable,
     labels: np.ndarray | None = None,
     seed: int | None = None,
@@ -74,8 +77,9 @@ def files_set(
         suffixes = ", ".join(IMAGE_SUFFIXES)
         raise UserError(f"image set {name!r} is empty: {root} is missing or has no image ({suffixes})")
     labels = np.full(len(paths), -1) if labels is None else labels.astype(np.int64)
-    ids = [str(p.relative_to(root)) for p in paths]
-    sizes = [p.stat().st_size for p in paths]
+    start = len(os.path.join(root, ""))
+    ids = [printable(str(path)[start:]) for path in paths]
+    sizes = [os.stat(path).st_size for path in paths[:STATED]]
     fingerprint = digest(name, ids, sizes, labels, repr(transform), seed)
     return ImageSet(name, group, ImageFiles(paths, labels, transform, seed), labels, ids, fingerprint)
 

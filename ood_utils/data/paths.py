@@ -1,14 +1,28 @@
-"""Image files on disk: folders of classes, image lists. Light: no image is opened, torch is not imported."""
+"""Image files on disk: folders of classes, image lists. Light: torch is not imported.
 
-from collections.abc import Iterable
+Paths are text here: a million Path objects take half a minute.
+"""
+
+import json
+import os
+import time
+import unicodedata
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from .. import store
 from ..errors import UserError
+from ..files import atomic_write, hash_of
 from .study import Need
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of IMAGE_SUFFIXES: EPS would start Ghostscript
+BIG = 20_000  # images from which on the list of a folder is kept
+SETTLED = 2e9  # ns: a folder changed later than that could change again and keep its time
 
 
 def folder_need(name: str, path: str, remedy: str) -> Need:
@@ -19,28 +33,110 @@ def folder_need(name: str, path: str, remedy: str) -> Need:
     return Need(there, f"{name} = '{path}'{found}", remedy)
 
 
-def _array(paths: Iterable[Path]) -> np.ndarray:
-    """(n,) Path objects, to be indexed as their labels are."""
+def _array(paths: Iterable[str]) -> np.ndarray:
+    """(n,) paths, to be indexed as their labels are."""
     return np.array(list(paths), dtype=object)
 
 
-def images_below(folder: Path) -> np.ndarray:
-    """(n,) paths of every image file below a folder, sorted; none where there is no folder."""
-    return _array(sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()))
+def _scan(top: str) -> dict[str, tuple[int, list[str]]]:
+    """Folder -> (its time in ns, the names of the images in it), of ``top`` and all below it.
+
+    Links are followed, circles not. UserError naming an image that is a broken link.
+    """
+    found: dict[str, tuple[int, list[str]]] = {}
+    real = os.path.realpath(top)
+    parents = frozenset(map(str, Path(real).parents))
+    waiting, bad = [(top, parents)] if os.path.isdir(top) else [], []
+    while waiting:
+        folder, above = waiting.pop()
+        if (real := os.path.realpath(folder)) in above:
+            continue
+        names: list[str] = []
+        found[folder] = os.stat(folder).st_mtime_ns, names
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                image = entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith("._")
+                if image and _is(entry.is_file):
+                    names.append(entry.name)
+                elif _is(entry.is_dir):
+                    waiting.append((entry.path, above | {real}))
+                elif image:
+                    bad.append(entry.path)
+    if bad:
+        fault = "is no file but a link that leads nowhere or in a circle, or a pipe; mend it or take it away"
+        raise UserError(f"image {printable(min(bad))} {fault} ({len(bad)} of that kind below {top})")
+    return found
 
 
-def class_folders(folder: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+def _is(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link to itself
+        return False
+
+
+def images_below(folder: Path | str) -> np.ndarray:
+    """(n,) paths (text) of every image file below a folder, sorted; none where there is no folder.
+
+    Links are followed, macOS's ``._`` companions left out. The list of a big folder is kept in outputs/.scans
+    and holds until a folder in it has another time. UserError naming a broken link, or what may not be read.
+    """
+    top = str(folder)
+    kept = store.OUTPUTS / ".scans" / f"{hash_of([os.path.abspath(top), IMAGE_SUFFIXES])[:16]}.json"
+    with suppress(OSError, ValueError, TypeError, AttributeError):  # there is none, or it is damaged
+        found = json.loads(kept.read_bytes())
+        if all(os.stat(at).st_mtime_ns == when for at, (when, _) in found.items()):
+            return _paths(found)
+    try:
+        found = _scan(top)
+    except OSError as fault:
+        raise UserError(f"{fault.filename} cannot be read ({fault.strerror}); give yourself access") from None
+    changed = max((when for when, _ in found.values()), default=0)
+    if sum(len(names) for _, names in found.values()) >= BIG and time.time_ns() - changed > SETTLED:
+        with suppress(UserError):  # a full disk: it is scanned again next time
+            atomic_write(kept, json.dumps(found))
+    return _paths(found)
+
+
+def _paths(found: dict[str, tuple[int, list[str]]]) -> np.ndarray:
+    return _array(f"{at}{os.sep}{name}" for at in sorted(found) for name in sorted(found[at][1]))
+
+
+def printable(path: str | Path) -> str:
+    """A path as text that can be written anywhere: bytes of its name that are no UTF-8 become ``\\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _check_names(folder: Path, names: list[str]) -> None:
+    """UserError where a folder's name is no UTF-8, or two would name one class, or one is a link back up."""
+    here = Path(os.path.realpath(folder))
+    known: dict[str, str] = {}
+    for name in names:
+        if printable(name) != name:
+            raise UserError(f"class folder {folder}/{printable(name)} is not named in UTF-8; rename it")
+        if Path(os.path.realpath(folder / name)) in (here, *here.parents):
+            raise UserError(f"class folder {folder / name} is a link back up, in a circle; take it away")
+        spoken = " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
+        if (other := known.setdefault(spoken, name)) != name:
+            both = f"class folders {ascii(other)} and {ascii(name)} of {folder}"
+            raise UserError(f"{both} are one name to a model, {spoken!r}; rename one or join them")
+
+
+def class_folders(folder: Path | str) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(sorted class folder names, image paths, labels) of an ImageFolder layout; no names without a folder.
 
-    Raises UserError naming a class folder without images.
+    Raises UserError naming a class folder without images, or with a name that is no UTF-8 or another's too.
     """
-    names = sorted(p.name for p in folder.glob("*") if p.is_dir())
-    files = [images_below(folder / name) for name in names]
-    counts = [len(found) for found in files]
-    if 0 in counts:
-        void = folder / names[counts.index(0)]
-        raise UserError(f"class folder {void} holds no image; fill it or move it away")
-    return names, _array(p for found in files for p in found), np.repeat(np.arange(len(names)), counts)
+    top = Path(folder)
+    names = sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
+    _check_names(top, names)
+    place, paths, start = {name: k for k, name in enumerate(names)}, images_below(top), len(str(top)) + 1
+    labels = np.array([place.get(path[start:].partition(os.sep)[0], -1) for path in paths], dtype=np.int64)
+    order = np.argsort(labels, kind="stable")[np.sum(labels < 0) :]  # files beside the folders have no class
+    if void := sorted({*range(len(names))} - set(labels.tolist())):
+        more = f" ({len(void)} such folders)" if len(void) > 1 else ""
+        raise UserError(f"class folder {top / names[void[0]]} holds no image{more}; fill it or move it away")
+    return names, paths[order], labels[order]
 
 
 def listed(list_file: Path) -> list[str]:
@@ -63,9 +159,23 @@ def listed(list_file: Path) -> list[str]:
 
 
 def listed_images(list_file: Path, root: Path) -> np.ndarray:
-    """(n,) files of an OpenOOD image list below ``root``; UserError if one of them is missing."""
-    paths = [root / path for path in listed(list_file)]
-    if missing := [p for p in paths if not p.is_file()]:
-        first = f"{len(missing)} missing files, the first {missing[0]}"
-        raise UserError(f"{list_file} names {first}; complete the download")
+    """(n,) files of an OpenOOD image list below ``root``; UserError if it names none, or one is missing."""
+    paths = [os.path.join(root, path) for path in listed(list_file)]
+    if not paths:
+        raise UserError(f"image list {list_file} names no image; unpack benchmark_imglist.zip again")
+    if missing := [path for path in paths if not os.path.isfile(path)]:
+        there = f"{len(paths) - len(missing):,} of the {len(paths):,} images that {list_file} names"
+        raise UserError(f"{there} are there, the first missing one is {missing[0]}; complete the download")
     return _array(paths)
+
+
+def unopened(paths: np.ndarray) -> list[str]:
+    """What is wrong with the first and the last of some images; nothing where both can be decoded."""
+    found = []
+    for path in dict.fromkeys((paths[0], paths[-1])):
+        try:
+            with Image.open(path, formats=FORMATS) as file:
+                file.load()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
+            found.append(f"{printable(path)} ({printable(str(fault).split(' ' + repr(path))[0])})")
+    return found

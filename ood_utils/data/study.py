@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UnreadableImage
+from ..errors import UnreadableImage, UserError
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -28,6 +28,14 @@ class Need:
 
     def __str__(self) -> str:
         return f"  { ({True: 'ok', False: self.fault, None: '-'}[self.ok]):8}{self.what}"
+
+
+def refuse(wanting: Iterable[Need], source: str = "", ask: str = "") -> None:
+    """UserError saying the first of some needs that are not met, in the words of ``check``, on one line."""
+    for need in wanting:
+        remedy = need.remedy.replace(":\n", ": ").replace("\n", " && ")
+        said = [f"{source}{need.fault.lower()}: {need.what}", remedy, ask]
+        raise UserError("; ".join(part for part in said if part))
 
 
 @dataclass(frozen=True)

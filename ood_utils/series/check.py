@@ -75,8 +75,6 @@ def needs(profile: Profile) -> Iterator[Need]:
     """What a profile needs: data, weights, device, disk; and how long it should take."""
     yield from data.needs(profile)
     yield weights_need(profile)
-    if profile.device == "cuda":
-        yield Need(bool(_gpus()), "a CUDA GPU that torch sees", "a GPU machine with a CUDA build of torch")
     yield disk_need(profile)
     times = [f"{name} {minutes:g}" for name, minutes in profile.minutes.items()]
     total = f" (all {sum(profile.minutes.values()):g})" if times else "not yet measured"

@@ -119,6 +119,7 @@ class Inputs:
         self.common = {"profile": profile.key(), "module": module_hash(PACKAGE)}
         self.common["versions"] = hash_of(provenance.versions())
         names = [profile.data_root, *profile.ood_roots.values(), profile.corpus, profile.pretrained]
+        names += [profile.negatives]
         lane = registry.find("data/lanes", profile.data)
         names += lane.reads(profile) if hasattr(lane, "reads") else []
         paths = [Path(name) for name in names if name and Path(name).is_absolute()]
