@@ -6,6 +6,7 @@ at temperature 1 all MCM scores of 1,000 classes lie between 0.00108 and 0.00136
 """
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from scipy.special import expit
 from torch.nn.functional import logsigmoid
 
-from .arrays import table, unit_tensors
+from .arrays import numbers, table, unit_tensors
 from .errors import UserError
 
 _ELEMENTS = 2**24  # cosines held at a time (64 MB in float32): of smaller blocks threads wait for each other
@@ -107,12 +108,13 @@ def p_minus_beta_n(energy: np.ndarray, log_odds: np.ndarray, beta: float, temper
 
     Higher = more ID. beta 0 orders images as Energy does, 1 as NegLabel. Ours.
     """
+    energy, log_odds = numbers(energy, "energy"), numbers(log_odds, "log_odds")
     return (1 - beta) * (energy / temperature) + beta * log_odds
 
 
 def neglabel_probability(log_odds: Any) -> np.ndarray:
     """The paper's score, in [0, 1]: the sigmoid of ``neglabel``'s log-odds; any shape, float64."""
-    return expit(np.asarray(log_odds, dtype=np.float64))
+    return expit(numbers(log_odds, "log_odds").astype(np.float64))
 
 
 def _log_sum(logits: torch.Tensor) -> torch.Tensor:
@@ -134,6 +136,6 @@ def _product_type(images: torch.Tensor, texts: int) -> torch.dtype:
 
 
 def _positive(temperature: float) -> float:
-    if not (math.isfinite(temperature) and temperature > 0):
+    if not (isinstance(temperature, Real) and math.isfinite(temperature) and temperature > 0):
         raise UserError(f"temperature is {temperature}; give a positive number (CLIP: 0.01, MCM: 1).")
     return float(temperature)

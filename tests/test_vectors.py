@@ -262,7 +262,7 @@ TWO_WORDS = {"classes": ["word 1", "word 2"], "class_texts": None, "synonyms": {
         ({"ood": {"x": {"images": "far.npy", "group": "farr"}}}, None, ["study.yaml", "ood", "near"]),
         ({"ood": {"x": {"images": "far.csv"}}}, None, ["far.csv does not exist"]),
         ({"ood": {"x": {"images": "far.npy", "where": {"labels": "q"}}}}, None, ["'x' chooses by labels"]),
-        ({"ood": {"train": {"images": "far.npy"}}}, None, ["'train' is no name for an OoD set"]),
+        ({"ood": {"train": {"images": "far.npy"}}}, None, ["ood = {'train'", "set's name becomes"]),
         ({"ood": {"x": {"images": "far.npy", "group": "id"}}}, None, ["OoD set 'x' has the group id"]),
         ({"synonyms": {"bea": ["b"]}}, None, ["synonyms name 'bea'", "did you mean bee"]),
         ({"train": ID}, None, ["give all of train, id_val, id_test, or id"]),
