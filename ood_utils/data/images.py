@@ -1,6 +1,6 @@
 """Image files as a data set: decoded in the loading workers, transformed, random views by key."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import UnreadableImage, UserError
-from .paths import IMAGE_SUFFIXES, printable
+from .paths import IMAGE_SUFFIXES, copies, printable
 from .study import ImageSet, digest
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of IMAGE_SUFFIXES: EPS would start Ghostscript
@@ -98,3 +98,14 @@ def class_set(
     chosen = np.isin(labels, kept)
     positions = np.searchsorted(kept, labels[chosen])
     return files_set(name, "id", root, paths[chosen], transform, positions, seed)
+
+
+def check_apart(sets: Iterable[ImageSet]) -> None:
+    """UserError where the bytes of one image file lie in two of the sets (of ``ImageFiles``)."""
+    both = [(one.name, path) for one in sets for path in one.dataset.paths]
+    first = copies([path for _, path in both])
+    twice = [(both[i], both[k]) for k, i in enumerate(first) if both[i][0] != both[k][0]]
+    if twice:
+        (one, path), (other, again) = twice[0]
+        same = f"{printable(path)} in {one} and {printable(again)} in {other} are the same, byte for byte"
+        raise UserError(f"{same} (copies between sets: {len(twice)}); leave each image in one set")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UnreadableImage
+from ..errors import UnreadableImage, UserError
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -69,6 +69,9 @@ class Study:
     validation: dict[str, ImageSet]
     corpus: list[tuple[str, str]] = field(repr=False)
 
+    def __post_init__(self) -> None:
+        check_classes(self.class_names, self.id_test.labels)
+
     def class_texts(self, template: str) -> list[str]:
         """The ID class names in a prompt, "{}" being where the name goes."""
         return [template.replace("{}", name) for name in self.class_names]
@@ -77,6 +80,15 @@ class Study:
     def sets(self) -> dict[str, ImageSet]:
         """Every set that is embedded: id_val, id_test, the OoD test sets and the validation OoD sets."""
         return {"id_val": self.id_val, "id_test": self.id_test, **self.ood, **self.validation}
+
+
+def check_classes(names: Sequence[str], labels: np.ndarray) -> None:
+    """UserError naming a class that the test set (its labels (n,), indices of names) has no image of."""
+    if len(void := np.setdiff1d(np.arange(len(names)), labels)):
+        first = f"class {names[void[0]]!r} has no test image"
+        raise UserError(
+            f"{first} ({len(void)} of {len(names)} classes have none); give it more or leave it out"
+        )
 
 
 def by_use(sets: Iterable[ImageSet]) -> dict[str, dict[str, ImageSet]]:

@@ -9,8 +9,8 @@ import numpy as np
 from ...config import Profile
 from ...errors import UserError
 from ..corpus import load_corpus
-from ..paths import class_folders, folder_need, images_below
-from ..study import Need, Study, by_use, subset
+from ..paths import class_folders, copies, folder_need, images_below, overlaps
+from ..study import Need, Study, by_use, check_classes, subset
 
 
 def needs(profile: Profile) -> Iterator[Need]:
@@ -22,6 +22,14 @@ def needs(profile: Profile) -> Iterator[Need]:
     if not profile.ood_roots:
         remedy = "give -p 'ood_roots={name: FOLDER}', or write it in the profile"
         yield Need(False, "ood_roots names no OoD set", remedy)
+    yield from overlaps(profile.data_root, profile.ood_roots)
+    if os.path.isdir(profile.data_root):
+        try:
+            names, _, _, (_, labels) = _split(Path(profile.data_root), profile.data_seed)
+            check_classes(names, labels)
+        except UserError as fault:
+            what, _, remedy = str(fault).rpartition("; ")
+            yield Need(False, what, remedy, "WRONG")
 
 
 def count(profile: Profile) -> int:
@@ -33,7 +41,7 @@ def count(profile: Profile) -> int:
 def study(profile: Profile, classes: int) -> Study:
     """``data_root`` holds train/, val/, test/, or class folders that are split 60/20/20 by the data seed."""
     from ...models import transforms
-    from ..images import class_set, files_set
+    from ..images import check_apart, class_set, files_set
 
     train_view, view = transforms(profile.model, profile.pretrained, profile.crop_scale)
     root, seed = Path(profile.data_root).expanduser(), profile.data_seed
@@ -52,7 +60,7 @@ def study(profile: Profile, classes: int) -> Study:
     others = by_use(sets)
     if not others["ood"]:
         raise UserError("ood_roots names no test set; give at least one folder of OoD images")
-    return Study(
+    study = Study(
         class_names=[names[i].replace("_", " ") for i in kept],
         synonyms=[[] for _ in kept],
         train=class_set("train", root, *train, kept, train_view, seed),
@@ -61,6 +69,8 @@ def study(profile: Profile, classes: int) -> Study:
         corpus=load_corpus(profile),
         **others,
     )
+    check_apart([study.train, *study.sets.values()])
+    return study
 
 
 def _split(root: Path, seed: int) -> tuple:
@@ -72,5 +82,5 @@ def _split(root: Path, seed: int) -> tuple:
         return found[0][0], *(part[1:] for part in found)
     names, paths, labels = class_folders(root)
     place = np.random.default_rng(seed).permutation(len(paths)) / max(1, len(paths))
-    part_of = np.digitize(place, [0.6, 0.8])
+    part_of = np.digitize(place, [0.6, 0.8])[copies(paths)]  # the same image again stays in its part
     return names, *((paths[part_of == k], labels[part_of == k]) for k in range(3))
