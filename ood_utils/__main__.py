@@ -85,8 +85,8 @@ def _run(options: argparse.Namespace) -> int:
     from . import config
     from .series import runner
 
-    if options.timeout is not None and not options.timeout > 0:
-        raise UserError(f"--timeout {options.timeout:g} is refused: give minutes above 0")
+    if options.timeout is not None and not 0 < options.timeout <= 1e6:
+        raise UserError(f"--timeout {options.timeout:g} is refused: give minutes above 0, at most a million")
     changes = config.parse_changes(options.p)
     try:
         runner.run_series(options.profile, changes, options.run, options.only, options.force, options.timeout)
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser(words).parse_args(words)
         return options.act(options)
     except UserError as mistake:
-        print(f"ood: {mistake}", file=sys.stderr)
+        print("ood:", *str(mistake).split(), file=sys.stderr)  # one line, whatever a library's words in it
         return 2
     except OSError as fault:
         what = f"{fault.filename or 'a file'}: {fault.strerror or fault}"

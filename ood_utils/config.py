@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from . import registry
-from .errors import UserError, nearest
+from .errors import UserError, nearest, quoted
 from .files import hash_of
 from .provenance import cores
 
@@ -51,13 +59,40 @@ def _one_of(package: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _set_name(name: str) -> bool:
+    """Whether a name can be a file's, a table's key and an OoD set's on any system."""
+    if not name.isprintable() or name != name.strip(" .") or re.search(r'[/\\:*?"<>|]|\.\.', name):
+        return False
+    taken = name in {"id", "train", "id_val", "id_test"} or name.startswith("average ")
+    return 0 < len(name.encode()) <= 100 and not taken
+
+
+def _place(path: str) -> str:
+    """A path without "~"; its names short enough for a disk."""
+    if (path := os.path.expanduser(path)).startswith("~"):
+        raise ValueError("there is no such user's home; write the folder in full")
+    if max(map(len, os.fsencode(path).split(b"/"))) > 255:
+        raise ValueError("a name in it is longer than the 255 bytes that a disk takes")
+    return path
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float | None, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # times a million and a step, torch's 64 bits still hold it
 Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[str, AfterValidator(_place)]
+SetName = Annotated[
+    str,
+    _rule(
+        _set_name,
+        "an OoD set's name becomes a file's: give 1 to 100 bytes, printable, without / \\ : * ? \" < > | or "
+        ".., no space or dot at its ends, and not id, train, id_val, id_test or 'average ...'",
+    ),
+]
 Template = Annotated[str, _rule(lambda t: t.count("{}") == 1, 'it must contain "{}" once, for the name')]
-Different = Annotated[list[Count], _rule(lambda v: len(set(v)) == len(v) > 0, "give different values")]
+Different = Annotated[list[Seed], _rule(lambda v: len(set(v)) == len(v) > 0, "give different values")]
 Crop = Annotated[
     list[float], _rule(lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1, "give two shares, rising")
 ]
@@ -75,7 +110,7 @@ class Values(BaseModel):
         fields = type(self).model_fields
         for name in values:
             if name not in fields:
-                raise UserError(f"unknown parameter '{name}'{nearest(name, fields)}")
+                raise UserError(f"unknown parameter {quoted(name)}{nearest(name, fields)}")
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -86,7 +121,9 @@ class Values(BaseModel):
                 raise UserError(fault) from None
             field = str(first["loc"][0])
             meaning = fields[field].description
-            raise UserError(f"{field} = {values.get(field)!r} is refused: {fault} ({meaning})") from None
+            raise UserError(
+                f"{field} = {quoted(values.get(field))} is refused: {fault} ({meaning})"
+            ) from None
 
 
 class TrainingValues(Values):
@@ -126,7 +163,7 @@ class Recipe(TrainingValues):
     """All that decides one fine-tuning besides its data and starting weights; JSON-able."""
 
     objective: Annotated[str, _one_of("objectives")] = Field("cma", description="clip is FLYP")
-    seed: Count = Field(0, description="training seed")
+    seed: Seed = Field(0, description="training seed")
     classes: Count = Field(0, description="ID classes, 0 = all of the profile's")
 
 
@@ -135,25 +172,27 @@ class Profile(TrainingValues):
 
     title: str = Field("", description="one line shown in the report")
     data: Annotated[str, _one_of("data/lanes")] = Field("glyphs", description="where images come from")
-    data_root: str = Field("", description="folder of the images, or of study.yaml")
-    ood_roots: dict[str, str] = Field({}, description="folder lane: OoD set name -> folder of images")
-    ood_groups: dict[str, Literal["near", "far", "unseen", "validation"]] = Field(
+    data_root: Place = Field("", description="folder of the images, or of study.yaml")
+    ood_roots: dict[SetName, Place] = Field({}, description="folder lane: OoD set name -> folder of images")
+    ood_groups: dict[SetName, Literal["near", "far", "unseen", "validation"]] = Field(
         {}, description="OoD set name -> near, far, unseen or validation"
     )
-    names_file: str = Field("", description="folder lane: CSV file of folder, name, synonyms (a | b)")
+    names_file: Place = Field("", description="folder lane: CSV file of folder, name, synonyms (a | b)")
     held_out: Count | None = Field(
         None, description="folder lane: ID classes that play OoD; none = a fifth where ood_roots is empty"
     )
     smoke_test: bool = Field(False, description="try GlyphCLIP on photographs, whose results mean nothing")
-    id_classes: Count = Field(0, description="number of ID classes, 0 = all")
+    id_classes: Count = Field(0, description="number of ID classes, 0 = all; a series needs 5")
     id_test: Literal["held-out", "all"] = Field(
         "held-out", description="ImageNet: test on all of val (the paper) or without id_val's (OpenOOD)"
     )
     id_views: Positive = Field(4, description="views of each ID test drawing")
-    ood_images: Count = Field(800, description="images kept of each OoD set, 0 = all")
+    ood_images: Count = Field(800, description="images kept of each OoD set, 0 = all; a series needs 2")
     train_images: Count = Field(0, description="training images kept, 0 = all")
-    data_seed: Count = Field(0, description="seed of everything drawn at random in the data")
-    pretrained: Text = Field("builtin", description="builtin, an open_clip tag, or a path to weights")
+    data_seed: Seed = Field(0, description="seed of everything drawn at random in the data")
+    pretrained: Annotated[Place, Field(min_length=1)] = Field(
+        "builtin", description="builtin, an open_clip tag, or a path to weights"
+    )
     prompt: Template = Field("a {}", description='template of ID class names, with "{}" for the name')
     ensemble: bool = Field(False, description="class texts: mean over open_clip's templates, not the prompt")
     negative_prompt: Template = Field("a {}", description='template of the negative labels, with "{}"')
@@ -166,12 +205,16 @@ class Profile(TrainingValues):
     processes: Positive = Field(1, description="torchrun processes of one training")
     parallel: Count = Field(2, description="trainings side by side on the CPU, 0 = in the notebook's process")
     crop_scale: Crop = Field([0.9, 1.0], description="random crop, share of area")
-    corpus: Text = Field("names", description="names, a WordNet dict folder, or a text file")
-    negatives: str = Field("", description="a finished list of negative labels, taken as it is; empty: mined")
+    corpus: Annotated[Place, Field(min_length=1)] = Field(
+        "names", description="names, a WordNet dict folder, or a text file"
+    )
+    negatives: Place = Field(
+        "", description="a finished list of negative labels, taken as it is; empty: mined"
+    )
     corpus_words: Count = Field(0, description="corpus words kept, drawn with the data seed; 0 = all")
     quantile: Share = Field(0.95, description="NegMine: quantile of the similarities to the ID names")
     keep: float = Field(0.15, gt=0, le=1, description="NegMine: share of the candidates kept")
-    keep_counts: dict[Literal["adj", "noun", "conjugated"], int] = Field(
+    keep_counts: dict[Literal["adj", "noun", "conjugated"], Count] = Field(
         {}, description="NegMine: numbers kept by part of speech, not a share (CMA: adj 1500, noun 8500)"
     )
     cleaned: bool = Field(
@@ -183,7 +226,9 @@ class Profile(TrainingValues):
     beta: Share = Field(0.25, description='weight of the negatives in the score "P - beta N"')
     beta_sweep: list[Share] = Field([0, 0.125, 0.25, 0.5, 1], min_length=1, description="betas tried")
     embed_batch: Positive = Field(256, description="images or texts embedded at once")
-    workers: int = Field(0, ge=-1, description="data loader processes; -1 = the cores, shared by the ranks")
+    workers: int = Field(
+        0, ge=-1, le=1024, description="data loader processes; -1 = the cores, shared by the ranks"
+    )
     compile: bool = Field(False, description="torch.compile the image encoder when embedding")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one")
     max_unreadable: Share = Field(0.001, description="share of images that may be unreadable")
@@ -193,7 +238,7 @@ class Profile(TrainingValues):
     )
     points: int = Field(1000, ge=10, description="points drawn on the sphere")
     minutes: dict[str, float] = Field({}, description="expected minutes of each notebook, by its number")
-    timeout_minutes: float = Field(60, gt=0, description="wall-clock limit of one notebook, minutes")
+    timeout_minutes: float = Field(60, gt=0, le=1e6, description="wall-clock limit of one notebook, minutes")
 
     @model_validator(mode="before")
     @classmethod
@@ -204,8 +249,26 @@ class Profile(TrainingValues):
             return own | values
         return values
 
+    @field_validator("*")
+    @classmethod
+    def _writable(cls, value: Any) -> Any:
+        """Texts that a file, a table and a terminal's line can hold."""
+        texts = (
+            [value]
+            if isinstance(value, str)
+            else [*value, *value.values()]
+            if isinstance(value, dict)
+            else []
+        )
+        if any(re.search("[\x00-\x1f\x7f\ud800-\udfff]", text) for text in texts if isinstance(text, str)):
+            raise ValueError("it holds a line break, another control character, or bytes that are no UTF-8")
+        return value
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if not self.lam or 0 not in self.lams or not any(self.lams):
+            fault = f"lam = {self.lam:g}, lams = {self.lams} cannot be compared"
+            raise ValueError(f"{fault}: lam must be above 0, and lams hold 0 (FLYP) and a value above 0")
         if self.batch % self.processes:
             raise ValueError(f"batch = {self.batch} cannot be shared evenly by processes = {self.processes}")
         if lost := set(self.ood_groups) - set(self.ood_roots) if self.data == "folder" else set():
@@ -222,6 +285,18 @@ class Profile(TrainingValues):
         """Data loader processes of each of the ``ranks`` on this machine (0: as many as torchrun says)."""
         ranks = ranks or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return self.workers if self.workers >= 0 else max(1, cores() // ranks)
+
+    def for_series(self) -> Self:
+        """The profile itself; UserError for what a training may have, but not the comparisons of a series."""
+        if 0 < self.id_classes < 5:
+            raise UserError(f"id_classes = {self.id_classes} tell too little; give 5 or more, or 0 for all")
+        if self.ood_images == 1:
+            raise UserError("ood_images = 1 has no interval; give 2 or more, or 0 for all")
+        if weight := self.relation:
+            raise UserError(
+                f"relation = {weight:g} is for `ood train`; a series takes relations=[{weight:g}]"
+            )
+        return self
 
     def key(self) -> str:
         """Hash (64 hex) of every value that can change a result."""
@@ -242,8 +317,17 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text; yaml.YAMLError when it is not YAML."""
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    """The value of a YAML text; yaml.YAMLError when it is not YAML, or holds no value (2020-99-99)."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as fault:  # PyYAML's constructors
+        raise yaml.YAMLError(str(fault)) from None
 
 
 def profile_names() -> dict[str, Path]:
@@ -254,15 +338,17 @@ def profile_names() -> dict[str, Path]:
 def profile_file(name_or_path: str | Path) -> Path:
     """The file of a profile given by name or by path; UserError with the nearest names if there is none."""
     known = profile_names()
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))  # leaves a "~nobody" as it is
     if str(name_or_path) in known:
         return known[str(name_or_path)]
-    if path.is_file():
+    if os.path.isfile(path):  # not Path's: it raises where a name is too long
         return path.resolve()
     if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         names = ", ".join(known)
-        raise UserError(f"profile file {path} does not exist; give one that does, or one of: {names}")
-    raise UserError(f"unknown profile '{name_or_path}'{nearest(str(name_or_path), known)}")
+        raise UserError(
+            f"profile file {quoted(str(name_or_path))} does not exist; give one that does, or one of: {names}"
+        )
+    raise UserError(f"unknown profile {quoted(name_or_path)}{nearest(str(name_or_path), known)}")
 
 
 def load_profile(name_or_path: str | Path, changes: dict[str, Any] | None = None) -> Profile:
@@ -298,13 +384,13 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise UserError(f"-p {pair} has no value; write -p {key}=VALUE")
+            raise UserError(f"-p {pair[:80]} has no value; write -p KEY=VALUE")
         if (field := Profile.model_fields.get(key)) is None:
-            raise UserError(f"unknown parameter '{key}'{nearest(key, Profile.model_fields)}")
+            raise UserError(f"unknown parameter {quoted(key)}{nearest(key, Profile.model_fields)}")
         try:
             changes[key] = text if field.annotation is str else parse_yaml(text)
         except yaml.YAMLError:
-            raise UserError(f"-p {key}={text} is not a YAML value; quote it for the shell") from None
+            raise UserError(f"-p {key}={text[:80]} is not a YAML value; quote it for the shell") from None
     return absolute_paths(changes, Path.cwd())
 
 
@@ -313,8 +399,8 @@ def absolute_paths(values: dict[str, Any], base: Path) -> dict[str, Any]:
 
     def absolute(value: Any, always: bool = True) -> Any:
         is_path = isinstance(value, str) and (always or any(mark in value for mark in ("/", os.sep, ".")))
-        path = base / Path(value).expanduser() if is_path and value else None
-        return str(path.resolve()) if path is not None and path.exists() else value
+        path = base / os.path.expanduser(value) if is_path and value else None
+        return str(path.resolve()) if path is not None and os.path.exists(path) else value
 
     values = dict(values)
     paths = ("data_root", "names_file", "negatives")

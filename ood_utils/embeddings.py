@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +30,7 @@ from . import files, models, negatives
 from .config import Profile
 from .data import ImageSet, Study
 from .data.corpus import finished_list
-from .errors import UnreadableImage, UserError, nearest
+from .errors import UnreadableImage, UserError, nearest, quoted
 from .files import atomic_write, hash_of
 from .negatives import NegativeList
 
@@ -41,6 +42,8 @@ Item = tuple[Tensor | None, int, int, str]  # image or None, label, key, path of
 
 def resolve_device(wanted: str) -> str:
     """ "cpu" or "cuda:N" (torchrun: the local rank) for auto, cpu, cuda, cuda:N; UserError without CUDA."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted):
+        raise UserError(f"device is {quoted(wanted)}; choose auto, cpu, cuda or cuda:N")
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device is {wanted!r} but torch sees no CUDA GPU; set device to auto or cpu")
     if wanted == "cpu" or not torch.cuda.is_available():

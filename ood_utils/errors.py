@@ -23,6 +23,12 @@ class UnreadableImage(Exception):
         return type(self), (self.path, self.reason)
 
 
+def quoted(value: object, most: int = 80) -> str:
+    """A value in quotes on one line, cut to ``most`` characters; what cannot be printed is escaped."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 2]}…{text[-1]}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of an error message: '; did you mean a or b?', or the list of all that is known."""
     known = sorted(known)

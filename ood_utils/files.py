@@ -58,9 +58,14 @@ def replacing_folder(folder: Path, mark: str) -> Iterator[Path]:
 
 
 def atomic_write(path: Path | str, content: bytes | str) -> Path:
-    """Write a whole file or nothing (aside, then rename). UserError when the disk refuses."""
+    """Write a whole file or nothing (aside, then rename). UserError when the disk refuses.
+
+    Of text, a lone surrogate (a file name's byte that is no UTF-8) is written as ``\\udcNN``, JSON's way too.
+    """
     with replacing(Path(path)) as aside:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        aside.write_bytes(
+            content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+        )
     return Path(path)
 
 

@@ -12,24 +12,22 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
-from .arrays import unit_rows
+from .arrays import indices, numbers, unit_rows, vector
 from .errors import UserError
 
 CHUNK = 1024  # rows of a similarity matrix held at once
 
 
 def _pairs(images: np.ndarray, matched: np.ndarray) -> list[np.ndarray]:
+    images, matched = unit_rows(images=images, matched=matched)
     if len(images) != len(matched):
         raise UserError(f"matched has {len(matched)} rows for {len(images)} images; give one text per image.")
-    return unit_rows(images=images, matched=matched)
+    return [images, matched]
 
 
 def _classified(images: np.ndarray, labels: np.ndarray, class_text: np.ndarray) -> tuple[np.ndarray, ...]:
     images, class_text = unit_rows(images=images, class_text=class_text)
-    labels = np.asarray(labels, dtype=np.int64)
-    if labels.shape != (len(images),) or labels.min() < 0 or labels.max() >= len(class_text):
-        raise UserError(f"labels must be {len(images)} numbers in [0, {len(class_text)}), one per image.")
-    return images, labels, class_text
+    return images, indices(labels, "labels", len(images), len(class_text)), class_text
 
 
 def _normalise(rows: np.ndarray) -> np.ndarray:
@@ -128,9 +126,11 @@ def uniformity(a: np.ndarray, b: np.ndarray | None = None, skip: np.ndarray | No
     ``skip`` (len(a),) then names the one row of ``b`` left out for each row of ``a`` (its match). The n x m
     matrix is never held whole. Raises UserError where no pair is left.
     """
-    if b is None:
-        skip = np.arange(len(a))
     left, right = (rows.astype(np.float32) for rows in unit_rows(a=a, b=a if b is None else b))
+    if b is None:
+        skip = np.arange(len(left))
+    elif skip is not None:
+        skip = indices(skip, "skip", len(left), len(right))
     pairs = len(left) * (len(right) - (skip is not None))
     if pairs == 0:
         raise UserError("uniformity needs at least two rows to compare; give more.")
@@ -201,7 +201,8 @@ def contrastive_loss(
     images: np.ndarray, matched: np.ndarray, labels: np.ndarray, scale: float, batch: int
 ) -> float:
     """Mean symmetric CLIP loss (nats) over consecutive batches; pairs of one label are no negatives."""
-    losses = []
+    images, matched = _pairs(images, matched)
+    labels, losses = vector(labels, "labels"), []
     for start in range(0, len(images), batch):
         rows = slice(start, start + batch)
         logits = scale * images[rows] @ matched[rows].T
@@ -238,7 +239,7 @@ def gap_shift(
     order = np.random.default_rng(0).permutation(len(images))
 
     def moved(x: np.ndarray, step: float) -> np.ndarray:
-        return _normalise(np.asarray(x, dtype=np.float64) + step * gap)
+        return _normalise(numbers(x, "rows", 2) + step * gap)
 
     rows = []
     for fraction in fractions:
@@ -300,6 +301,7 @@ def matched_uniformity(images: np.ndarray, matched: np.ndarray) -> float:
 
     What we take the "Uni-CMM" of the CMA paper's Table 4 to be (its definition is not printed).
     """
+    images, matched = _pairs(images, matched)
     return float(-np.log(np.exp(-2 * np.square(images - matched).sum(1)).mean()))
 
 

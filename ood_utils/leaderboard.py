@@ -257,10 +257,10 @@ def differences(
     have the same seeds, else all combinations), ``seeds_better``: in how many of them a is better, "2 of 3",
     ``p`` and ``p_holm``, and ``verdict``.
 
-    ``family``: column -> values, stated before looking, or several such questions; the rows that have them are
-    ``family`` (none given: all). Theirs is "better" or "worse" (of a) where p, corrected by Holm over the family, is below 0.05, else "not
-    settled". The verdict of any other row is "exploratory". UserError for a method that was not scored, and
-    for a family that names no column or no row.
+    ``family``: column -> values, stated before looking, or several such questions; the rows that have them
+    are ``family`` (none given: all). Theirs is "better" or "worse" (of a) where p, corrected by Holm over
+    the family, is below 0.05, else "not settled". The verdict of any other row is "exploratory". UserError
+    for a method that was not scored, and for a family that names no column or no row.
     """
     scores = dict.fromkeys(score for _, _, score in book.keys)
     asked = [(a, b, score) for (a, b), score in product(pairs, scores)]

@@ -131,6 +131,7 @@ def build(
     ``templates`` are the (noun, adjective) prompts the embeddings were made with. ``cleaned=False`` leaves
     ID names, artefacts and repetitions in, as the published lists do (an ablation). Errors as ``mine``.
     """
+    candidate_embeddings = unit_tensors(candidate_embeddings=candidate_embeddings)[0].cpu().numpy()
     if (rows := len(candidate_embeddings)) != len(corpus):
         raise UserError(f"candidate_embeddings has {rows} rows for {len(corpus)} words; encode all.")
     words = [word for word, _ in corpus]

@@ -8,12 +8,13 @@ at temperature 1 all MCM scores of 1,000 classes lie between 0.00108 and 0.00136
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit, log_expit, logsumexp
 
-from .arrays import table, unit_tensors
+from .arrays import numbers, table, unit_tensors
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -131,12 +132,13 @@ def p_minus_beta_n(energy: np.ndarray, log_odds: np.ndarray, beta: float, temper
 
     Higher = more ID. beta 0 orders images as Energy does, 1 as NegLabel. Ours.
     """
+    energy, log_odds = numbers(energy, "energy"), numbers(log_odds, "log_odds")
     return (1 - beta) * (energy / temperature) + beta * log_odds
 
 
 def neglabel_probability(log_odds: Any) -> np.ndarray:
     """The paper's score, in [0, 1]: the sigmoid of ``neglabel``'s log-odds; any shape, float64."""
-    return expit(np.asarray(log_odds, dtype=np.float64))
+    return expit(numbers(log_odds, "log_odds").astype(np.float64))
 
 
 def _log_sum(logits: torch.Tensor) -> torch.Tensor:
@@ -160,6 +162,6 @@ def _product_type(images: torch.Tensor, texts: int) -> torch.dtype:
 
 
 def _positive(temperature: float) -> float:
-    if not (math.isfinite(temperature) and temperature > 0):
+    if not (isinstance(temperature, Real) and math.isfinite(temperature) and temperature > 0):
         raise UserError(f"temperature is {temperature}; give a positive number (CLIP: 0.01, MCM: 1).")
     return float(temperature)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import ROOT, Profile, load_profile
-from .errors import UserError
+from .errors import UserError, quoted
 from .files import atomic_write, read_json, replacing, write_json
 from .provenance import now, provenance, torch_facts
 
@@ -99,7 +99,7 @@ def start(notebook: str, profile: str, run: str = "", changes: dict[str, Any] | 
     Works from any working directory. Under the runner (OOD_RUNNER=1) run.json is the runner's; in JupyterLab
     this function notes the use there. UserError for anything wrong with the parameters or the folder.
     """
-    values = load_profile(profile, changes)
+    values = load_profile(profile, changes).for_series()
     begun = RunFolder(OUTPUTS / run_name(run, profile), values, notebook)
     _seed(values.data_seed)
     facts = provenance()
@@ -135,8 +135,9 @@ def _note_interactive(begun: RunFolder, profile: str, changes: dict[str, Any], f
 def run_name(run: str, profile: str | Path) -> str:
     """The name of a run's folder: `run`, or the profile's name. UserError if it is no folder name."""
     name = run or Path(profile).stem
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f"run name '{name}' is refused: use letters, digits, '.', '_' and '-' only")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        rule = "use at most 100 letters, digits, '.', '_' and '-' only"
+        raise UserError(f"run name {quoted(name)} is refused: {rule}")
     return name
 
 

@@ -260,6 +260,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def asked(options: argparse.Namespace) -> tuple[Profile, Recipe]:
     """Profile and recipe that the arguments of ``train`` describe; UserError for impossible values."""
+    if options.save_every < 1:
+        raise UserError(f"--save-every {options.save_every} is refused: give steps, 1 or more")
     changes = parse_changes(options.p) | ({"deterministic": True} if options.deterministic else {})
     profile = load_profile(options.profile, changes)
     lam = profile.lam if options.lam is None else options.lam

@@ -9,18 +9,18 @@ import copy
 import json
 import math
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -332,6 +332,7 @@ class FineTuning:
                 models.save(self.model, self.folder / "model.safetensors", self.recipe.model)
                 with files.replacing(self.folder / "log.parquet") as aside:
                     log.to_parquet(aside)
+                card["log"] = files.file_hash(self.folder / "log.parquet")
                 files.atomic_write(self.folder / "card.json", json.dumps(card, indent=1))
             for spent in [*self.folder.glob("*state.pt"), self.folder / "progress.json"]:
                 spent.unlink(missing_ok=True)
@@ -448,27 +449,32 @@ def identity(recipe: Recipe, start: str, train: ImageSet, class_texts: list[str]
     return files.hash_of([recipe.model_dump(), start, train.fingerprint, *texts])[:16]
 
 
-def finished(folder: Path, key: str) -> bool:
-    """Whether ``folder`` holds the finished fine-tuning of that identity, its weights file whole."""
+def finished(folder: Path, key: str) -> dict | None:
+    """The finished fine-tuning of that identity in ``folder``, its "model" and "log"; None where one of its
+    three files is missing, foreign, or not as it was written.
+    """
     try:
         card = json.loads((folder / "card.json").read_text())
-        with safe_open(folder / "model.safetensors", "pt") as file:
-            return card["identity"] == key and bool(file.keys()) and (folder / "log.parquet").is_file()
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return False
+        if card["identity"] != key:
+            return None
+        log, model = folder / "log.parquet", load_file(folder / "model.safetensors")
+        logged = card.get("log") in (None, files.file_hash(log))  # None: of an older version
+        whole = logged and models.state_hash(model) == card["weights"]
+        return {"model": model, "log": pd.read_parquet(log)} if whole else None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):  # pyarrow's are OSErrors, ValueErrors
+        return None
 
 
 def _read(folder: Path, key: str) -> dict | None:
     """What there is of this identity: the finished model and log, or the last whole state, or None."""
-    if finished(folder, key):
-        return {
-            "model": load_file(folder / "model.safetensors"),
-            "log": pd.read_parquet(folder / "log.parquet"),
-        }
+    if kept := finished(folder, key):
+        return kept
     try:
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        return state if state["key"] == key else None
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
+        with ZipFile(folder / "state.pt") as file:
+            whole = file.testzip() is None  # torch.load takes flipped bytes without a word
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True) if whole else {}
+        return state if state.get("key") == key else None
+    except Exception:  # a damaged file raises nearly anything, and the training starts over
         return None
 
 

@@ -5,6 +5,7 @@ A *reference* is ``FILE`` or ``FILE:NAME``, the array or column of that name; a 
 the order of their numbers (``img_emb`` = img_emb_0.npy, img_emb_1.npy, ...). Paths count from study.yaml.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -15,7 +16,7 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from .config import Share, Template, Text, Values, parse_yaml
+from .config import SetName, Share, Template, Text, Values, parse_yaml
 from .errors import UserError, nearest
 from .negatives import prompts
 
@@ -64,7 +65,7 @@ class StudyFile(Values):
     train: SetFile | None = Field(None, description="ID images to train on")
     id_val: SetFile | None = Field(None, description="ID images for choices")
     id_test: SetFile | None = Field(None, description="ID images for the test")
-    ood: dict[str, SetFile | Literal["near", "far", "unseen", "validation"]] = Field(
+    ood: dict[SetName, SetFile | Literal["near", "far", "unseen", "validation"]] = Field(
         {}, description="name -> set, or its group alone: then the rows with that label"
     )
     made_with: dict = Field({}, description="where it comes from, for people")
@@ -88,7 +89,7 @@ class Rows(NamedTuple):
 
 def study_file(root: str | Path) -> Path:
     """The yaml file that ``data_root`` means: itself, or study.yaml in it. UserError where there is none."""
-    path = Path(root).expanduser()
+    path = Path(os.path.expanduser(root))
     path = path / "study.yaml" if path.is_dir() else path
     if not str(root) or not path.is_file():
         raise UserError(f"data_root = '{root}' is no study.yaml and no folder with one; docs/DATA.md has it")
@@ -109,8 +110,6 @@ class VectorStudy:
         except UserError as fault:
             raise UserError(f"{self.path}: {fault}") from None
         own = [name for name in ID_SETS if getattr(self.file, name)]
-        if taken := {"id", *ID_SETS} & self.file.ood.keys():
-            raise UserError(f"{self.path}: {min(taken)!r} is no name for an OoD set; give another")
         if own and (len(own) < 3 or self.file.id):
             raise UserError(f"{self.path} gives {', '.join(own)}; give all of train, id_val, id_test, or id")
 
@@ -141,11 +140,11 @@ class VectorStudy:
 
     def place(self, reference: str) -> tuple[Path, str]:
         """(file or folder, name within or "") of a reference."""
-        whole = self.base / Path(reference).expanduser()
+        whole = self.base / os.path.expanduser(reference)  # leaves a "~nobody" as it is
         before, colon, name = reference.rpartition(":")
         if whole.exists() or not colon:
             return whole, ""
-        return self.base / Path(before).expanduser(), name
+        return self.base / os.path.expanduser(before), name
 
     def array(self, references: str | Sequence[str]) -> np.ndarray:
         """The array of a reference, or of several one below the other."""

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ood_utils.arrays import table, unit_rows, unit_tensors, vector
+from ood_utils import geometry, negatives, scores
+from ood_utils.arrays import indices, table, unit_rows, unit_tensors, vector
 from ood_utils.errors import UserError
 
 ROWS = np.eye(4, dtype=np.float32)[:3]
@@ -76,3 +77,55 @@ def test_rows_that_are_no_units_are_refused(units: object, bad: np.ndarray, word
         with pytest.raises(UserError, match=words) as caught:
             units(a=ROWS, b=given)
         assert "\n" not in str(caught.value)
+
+
+NO_NUMBERS = {
+    "holds object, not plain numbers": np.array([[0.6, None]], dtype=object),
+    "holds <U1, not plain numbers": [["a", "b"]],
+    "holds complex128, not plain": np.array([[1j, 0]]),
+    "another machine's byte order; give .*astype": np.array([[0.6, 0.8]], dtype=">f4"),
+    "is no array": [[1.0], [1.0, 2.0]],
+    "tensor, torch.sparse_coo; give a dense one": torch.eye(2).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("said", NO_NUMBERS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda bad: table(bad, "a"),
+        lambda bad: unit_rows(a=bad),
+        lambda bad: scores.mcm(bad),
+        lambda bad: scores.cosines(ROWS, bad),
+        lambda bad: scores.neglabel(ROWS, ROWS, bad),
+        lambda bad: scores.neglabel_probability(bad),
+        lambda bad: geometry.centroid_gap(bad, ROWS),
+        lambda bad: geometry.alignment(ROWS, bad),
+        lambda bad: geometry.uniformity(bad),
+        lambda bad: geometry.matched_uniformity(bad, ROWS),
+        lambda bad: geometry.margins(ROWS, bad, ROWS),
+        lambda bad: negatives.mine(bad, ROWS),
+        lambda bad: negatives.build([("a", "noun")], bad, ROWS),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_refused_in_one_sentence(call: object, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        call(NO_NUMBERS[said])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "bad", [["a"] * 3, [0.5, 1, 2], [0, 1, np.nan], [0, 1], [[0], [1], [2]], [0, 1, 3], [-1, 0, 1]]
+)
+def test_labels_are_whole_numbers_of_classes(bad: list) -> None:
+    for call in (lambda: indices(bad, "labels", 3, 3), lambda: geometry.per_class_gap(ROWS, bad, ROWS)):
+        with pytest.raises(
+            UserError, match="labels (must be 3 numbers in .0, 3.|holds <U1, not plain numbers)"
+        ):
+            call()
+    assert indices([2.0, 0.0], "labels", 2, 3).dtype == np.int64
+
+
+def test_a_temperature_is_a_number() -> None:
+    with pytest.raises(UserError, match="temperature is warm; give a positive number"):
+        scores.mcm(ROWS, "warm")

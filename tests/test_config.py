@@ -13,6 +13,7 @@ import yaml
 from ood_utils import config
 from ood_utils.config import Recipe
 from ood_utils.errors import UserError
+from ood_utils.series import check
 
 
 @pytest.mark.parametrize("name", ["glyphs", "glyphs-tiny", "folder", "imagenet"])
@@ -28,6 +29,25 @@ def test_imagenet_profile_is_the_official_recipe():
     recipe |= dict(model="ViT-B-16-quickgelu", pretrained="openai", prompt="The nice {}", decay_all=True)
     recipe |= dict(scale_mode="learned", quantile=0.95, keep=0.15, groups=1, temperature=0.01)
     assert {name: getattr(values, name) for name in recipe} == recipe
+
+
+SET_NAMES = [
+    *(
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a\\b",
+        "../../x",
+        "id_val",
+        "id_test",
+        "train",
+        "average near",
+        "a\nb",
+        "\ud800",
+    ),
+    *("a:b", "<b>", "CON|", " a", "a.", "x" * 101, "é" * 51),
+]
 
 
 @pytest.mark.parametrize(
@@ -49,6 +69,27 @@ def test_imagenet_profile_is_the_official_recipe():
         ({"prompt": "a picture"}, ["prompt", "{}"]),
         ({"crop_scale": [1.0, 0.5]}, ["crop_scale"]),
         ({"batch": 128, "processes": 3}, ["batch = 128", "processes = 3"]),
+        *(
+            (
+                {"data": "folder", "ood_roots": {name: "/x"}},
+                ["ood_roots = ", "an OoD set's name becomes a file's"],
+            )
+            for name in SET_NAMES
+        ),
+        ({"ood_groups": {"../x": "far"}}, ["ood_groups = {'../x'"]),
+        ({"data_seed": 2**63}, ["data_seed = 9223372036854775808", "less than 4294967296"]),
+        ({"seeds": [2**32]}, ["seeds = [4294967296]", "less than 4294967296"]),
+        ({"title": "a\nb"}, ["title = 'a\\nb'", "line break"]),
+        ({"title": "a\ud800b"}, ["title = 'a\\ud800b'", "no UTF-8"]),
+        ({"data_root": "~nobody-here/x"}, ["data_root = '~nobody-here/x'", "no such user's home"]),
+        ({"corpus": "x" * 300}, ["corpus = 'xxx", "longer than the 255 bytes"]),
+        ({"model": "m" * 5000, "lam": 2}, ["lam = 2"]),
+        ({"lam": 0}, ["lam must be above 0, and lams hold 0"]),
+        ({"lams": [0.1]}, ["lams = [0.1]", "lams hold 0 (FLYP)"]),
+        ({"lams": [0]}, ["lams = [0.0]", "a value above 0"]),
+        ({"keep_counts": {"noun": -1}}, ["keep_counts = {'noun': -1}"]),
+        ({"timeout_minutes": 1e308}, ["timeout_minutes"]),
+        ({"n" * 5000: 1}, ["unknown parameter 'nnn", "…'"]),
         ({"lamda": 0.1}, ["unknown parameter 'lamda'", "did you mean lam"]),
     ],
 )
@@ -56,17 +97,60 @@ def test_a_wrong_value_is_refused_in_one_sentence(changes, words):
     with pytest.raises(UserError) as refusal:
         config.load_profile("glyphs", changes)
     message = str(refusal.value)
-    assert all(word in message for word in ["glyphs", *words]) and "\n" not in message
+    assert all(word in message for word in ["glyphs", *words]) and message.isprintable()
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize("name", ["SSB-hard", "birds of prey", "кошки", "a+b (2)", "v1.5", "i", "x" * 100])
+def test_the_names_of_sets_that_files_can_have(name):
+    assert config.Profile(data="folder", ood_roots={name: "/x"}, ood_groups={name: "near"}).ood_roots == {
+        name: "/x"
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        *(({"id_classes": n}, f"id_classes = {n} tell too little; give 5 or more") for n in (1, 2, 3, 4)),
+        ({"ood_images": 1}, "ood_images = 1 has no interval; give 2 or more"),
+        ({"relation": 0.3}, r"relation = 0.3 is for `ood train`; a series takes relations=\[0.3\]"),
+    ],
+)
+def test_what_a_series_cannot_compare_is_refused_there_and_not_in_a_training(changes, said):
+    profile = config.load_profile("glyphs", changes)
+    with pytest.raises(UserError, match=said):
+        profile.for_series()
+    faults = [need for need in check.needs(profile) if need.ok is False]
+    assert len(faults) == 1 and faults[0].what in said.replace("\\", "")
+    assert config.Profile(id_classes=5, ood_images=2).for_series()
 
 
 def test_unknown_profile_names_the_nearest():
     with pytest.raises(UserError, match="unknown profile 'glyhps'; did you mean glyphs"):
         config.load_profile("glyhps")
-    with pytest.raises(UserError, match="does not exist"):
-        config.load_profile("nowhere/mine.yaml")
+    for name in ("nowhere/mine.yaml", "~nobody-here/mine.yaml", "a\nb/c"):
+        with pytest.raises(UserError, match=r"^profile file '[^\n]*' does not exist"):
+            config.load_profile(name)
+    for name in ("~nobody-here", "x" * 5000, "a\nb", ""):
+        with pytest.raises(UserError, match=r"^unknown profile '[^\n]{0,90}'; ") as refusal:
+            config.load_profile(name)
+        assert len(str(refusal.value)) < 300
 
 
-@pytest.mark.parametrize("text", ["a: [1, 2", "\t: {", "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [1, 2",
+        "\t: {",
+        "\x00",
+        "lam: 2020-99-99",
+        "a: !!int x",
+        "a: !!bool x",
+        "a: !!timestamp x",
+        "[" * 5000,
+    ]
+    + ["lam: " + "1" * 5000],
+)
 def test_a_profile_that_is_not_yaml_is_refused(tmp_path, text):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=r"mine\.yaml.* is not YAML"):

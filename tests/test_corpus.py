@@ -8,6 +8,7 @@ from pathlib import Path
 import mini_imagenet
 import pytest
 
+from ood_utils import data
 from ood_utils.config import Profile
 from ood_utils.data import corpus
 from ood_utils.errors import UserError
@@ -150,3 +151,25 @@ def test_a_corpus_on_disk_is_a_need(dict_folder: Path) -> None:
     (dict_folder / "data.adj").unlink()
     found = corpus.corpus_need(str(dict_folder))
     assert found.ok is False and found.what.endswith("without data.adj")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"an\xe9\n", "is not UTF-8 at byte 2; save"), (b" \n\n", "holds no word; write one a line")],
+)
+def test_a_corpus_that_is_no_list_of_words_is_refused_before_a_kernel_starts(tmp_path, content, said) -> None:
+    (tmp_path / "words.txt").write_bytes(content)
+    profile = Profile(corpus=str(tmp_path / "words.txt"))
+    with pytest.raises(UserError, match=f"corpus .*words.txt {said}"):
+        corpus.load_corpus(profile)
+    with pytest.raises(UserError, match="profile mine: wrong: corpus .*words.txt " + said.split("; ")[0]):
+        data.require(profile, "mine")
+    (tmp_path / "words.txt").write_bytes("\ufeffé\na\n".encode())
+    assert corpus.load_corpus(profile) == [("a", "noun"), ("é", "noun")]
+
+
+def test_a_wordnet_without_a_word_is_refused(tmp_path) -> None:
+    for name in ("data.noun", "data.adj"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="holds no word"):
+        corpus.load_corpus(Profile(corpus=str(tmp_path)))

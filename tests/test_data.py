@@ -249,7 +249,9 @@ def test_a_broken_link_is_named_and_a_circle_is_walked_once(folders, tmp_path, l
     (fox / "up").symlink_to(tmp_path / "id")  # back up: not walked again
     (tmp_path / "id" / "dog").symlink_to(tmp_path / "ood")  # aside: a class
     study = data.load(
-        folders.model_copy(update={"ood_roots": {"held": str(tmp_path / "val")}, "ood_groups": {}})
+        folders.model_copy(
+            update={"ood_roots": {"held": str(tmp_path / "val")}, "ood_groups": {}, "data_seed": 3}
+        )
     )
     assert study.class_names == ["dog", "red fox", "wolf"]
     assert len(study.train) + len(study.id_val) + len(study.id_test) == 24
@@ -282,6 +284,65 @@ def test_class_folders_that_cannot_be_told_apart_are_refused(
     with pytest.raises(UserError, match=said.decode()) as caught:
         data.load(folders)
     assert "\n" not in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_the_same_image_in_two_sets_is_said_and_copies_stay_in_one_part(folders, tmp_path) -> None:
+    wolf = tmp_path / "id" / "wolf"
+    for i in range(10):
+        shutil.copy(wolf / f"{i}.jpg", wolf / f"copy {i}.jpg")
+    study = data.load(folders)  # as it is split, both go the same way
+    parts = [{i.replace("copy ", "") for i in s.ids} for s in (study.train, study.id_val, study.id_test)]
+    assert sum(map(len, parts)) == 20 and not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+    shutil.copy(wolf / "3.jpg", tmp_path / "ood" / "not a wolf.jpg")
+    (said,) = (note for note in data.load(folders).notes if note.startswith("The same image"))
+    assert "byte for byte, 1 times" in said and "wolf/3.jpg (" in said and "not a wolf.jpg (cars)" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ood_roots": {"wolves": "id"}}, "ood_roots wolves = '.*id' shares images with data_root"),
+        ({"ood_roots": {"wolves": "id/wolf"}}, "wolves = .* shares images with data_root"),
+        ({"ood_roots": {"wolves": "."}}, "wolves = .* shares images with data_root"),
+        (
+            {"ood_roots": {"cars": "ood", "more": "ood"}},
+            "ood_roots more = .* shares images with ood_roots cars",
+        ),
+        ({"data_seed": 0}, "class '.*' has no test image .1 of 3 classes have none.; give it more"),
+    ],
+)
+def test_what_a_series_would_only_notice_later_is_a_need_not_met(folders, tmp_path, change, said) -> None:
+    if "ood_roots" in change:
+        change = {
+            "ood_groups": {},
+            "ood_roots": {k: str(tmp_path / v) for k, v in change["ood_roots"].items()},
+        }
+    else:
+        mini_imagenet.noise(tmp_path / "id" / "lynx" / "0.jpg", seed=77)
+    with pytest.raises(UserError, match=f"^profile mine: wrong: .*{said}.*; `python -m ood_utils check"):
+        data.require(_with(folders, **change), "mine")
+
+
+def test_what_lies_beside_train_val_and_test_may_be_ood(folders, tmp_path) -> None:
+    whole = tmp_path / "whole"
+    for part in ("train", "val", "test"):
+        shutil.copytree(tmp_path / "id", whole / part)
+        for path in whole.joinpath(part).glob("*/*.jpg"):
+            path.write_bytes(path.read_bytes() + part.encode())  # after the image's end
+    shutil.move(tmp_path / "ood", whole / "ood")
+    roots = {"cars": str(whole / "ood")}
+    data.require(_with(folders, data_root=str(whole), ood_roots=roots, ood_groups={}), "mine")
+    assert len(data.load(_with(folders, data_root=str(whole), ood_roots=roots, ood_groups={})).train) == 20
+    with pytest.raises(UserError, match="shares images with data_root"):
+        roots = {"cars": str(whole / "val" / "wolf")}
+        data.require(_with(folders, data_root=str(whole), ood_roots=roots, ood_groups={}), "mine")
+    shutil.copy(whole / "train/wolf/3.jpg", whole / "test/wolf/x.jpg")
+    with pytest.raises(
+        UserError, match="train/wolf/3.jpg in train and .*test/wolf/x.jpg in id_test are the same, byte"
+    ):
+        data.load(
+            _with(folders, data_root=str(whole), ood_roots={"held": str(tmp_path / "val")}, ood_groups={})
+        )
 
 
 # --- a miniature ImageNet ---

@@ -384,6 +384,36 @@ def test_a_broken_or_foreign_state_is_not_used(tmp_path: Path) -> None:
     assert same(whole, tuned(folder, recipe)) and not (folder / "state.pt").exists()
 
 
+def flip(path: Path, place: float) -> None:
+    """Turn one bit of a file, its time and size kept."""
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["model.safetensors", "log.parquet", "card.json"])
+def test_finished_work_that_is_damaged_is_made_again(tmp_path: Path, name: str, place: float) -> None:
+    recipe = Recipe(**SHORT)
+    whole = tuned(tmp_path, recipe)
+    key = json.loads((tmp_path / "card.json").read_text())["identity"]
+    assert training.finished(tmp_path, key)
+    flip(tmp_path / name, place)
+    if (name, place) != ("card.json", 0.5):  # a fact of the card that decides nothing
+        assert not training.finished(tmp_path, key)
+    assert same(whole, tuned(tmp_path, recipe)) and training.finished(tmp_path, key)
+
+
+def test_a_flipped_bit_of_a_state_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    torch.save({"key": "x", "model": torch.zeros(10_000)}, path)
+    assert training._read(tmp_path, "x")["model"].sum() == 0
+    flip(path, 0.5)
+    assert torch.load(path, weights_only=True)["model"].sum() != 0  # torch itself says nothing
+    assert training._read(tmp_path, "x") is None
+
+
 # --- faults ---
 
 

@@ -39,8 +39,7 @@ def load_corpus(profile: Profile, names: Sequence[tuple[str, str]] | None = None
     elif path.is_dir():
         whole = conjugate(wordnet(path, CSP_LEFT_OUT)) if profile.conjugated else wordnet(path)
     elif path.is_file():
-        lines = {line.strip() for line in path.read_text().splitlines()}
-        whole = [(word, "noun") for word in sorted(lines - {""})]
+        whole = [(word, "noun") for word in _lines(path)]
     else:
         raise UserError(f"corpus {str(path)!r} is neither 'names', a WordNet dict folder nor a text file")
     kept = [whole[i] for i in subset(len(whole), profile.corpus_words, profile.data_seed)]
@@ -85,12 +84,29 @@ def list_need(path: str) -> Need:
     return Need(True, f"negatives {path}: {counts}")
 
 
+def _lines(path: Path) -> list[str]:
+    """The distinct words of a text file, sorted; UserError where it is no UTF-8 or holds none."""
+    try:
+        words = sorted({line.strip() for line in path.read_text("utf-8-sig").splitlines()} - {""})
+    except UnicodeDecodeError as fault:
+        raise UserError(f"corpus {path} is not UTF-8 at byte {fault.start}; save it as UTF-8 text") from None
+    if not words:
+        raise UserError(f"corpus {path} holds no word; write one a line")
+    return words
+
+
 def corpus_need(corpus: str) -> Need:
-    """Whether a corpus on disk is there: a text file, or a folder with WordNet's two files."""
+    """Whether a corpus on disk is there: a text file of words, or a folder with WordNet's two files."""
     path = Path(corpus).expanduser()
     gone = [name for name in ("data.noun", "data.adj") if path.is_dir() and not (path / name).is_file()]
     what = f"corpus {path}" + (f" without {' and '.join(gone)}" if gone else "")
     remedy = "10 MB; Debian package wordnet-base, or nltk.download('wordnet'); WordNet licence (free)"
+    if path.is_file():
+        try:
+            _lines(path)
+        except UserError as fault:
+            what, _, remedy = str(fault).rpartition("; ")
+            return Need(False, what, remedy, "WRONG")
     return Need(path.exists() and not gone, what, remedy)
 
 
@@ -124,6 +140,10 @@ def wordnet(dict_folder: str | Path, left_out: Collection[str] = NEGLABEL_LEFT_O
     """
     synsets = [*_synsets(dict_folder, "noun"), *_synsets(dict_folder, "adj")]
     found = {(file, word) for _, file, words in synsets if file not in left_out for word in words[:1]}
+    if not found:
+        raise UserError(
+            f"WordNet folder {dict_folder} holds no word; give the dict folder of a whole WordNet"
+        )
     ordered: dict[str, str] = {}
     for file, word in sorted(found):
         ordered.setdefault(word, file.split(".")[0])

@@ -7,7 +7,8 @@ import json
 import os
 import time
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from .. import store
 from ..errors import UserError
-from ..files import atomic_write, hash_of
+from ..files import atomic_write, file_hash, hash_of
 from .study import Need
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -100,6 +101,38 @@ def images_below(folder: Path | str) -> np.ndarray:
 
 def _paths(found: dict[str, tuple[int, list[str]]]) -> np.ndarray:
     return _array(f"{at}{os.sep}{name}" for at in sorted(found) for name in sorted(found[at][1]))
+
+
+def copies(paths: Sequence[Path]) -> np.ndarray:
+    """(n,) index of the first file with the same bytes, its own where it is the only one.
+
+    Cheap where few files are of one size: only these are read.
+    """
+    sizes = [os.path.getsize(path) for path in paths]
+    several, first = {size for size, count in Counter(sizes).items() if count > 1}, {}
+    keys = [
+        file_hash(p) if size in several else i for i, (p, size) in enumerate(zip(paths, sizes, strict=True))
+    ]
+    return np.array([first.setdefault(key, i) for i, key in enumerate(keys)], dtype=int)
+
+
+def overlaps(data_root: str, ood_roots: Mapping[str, str]) -> Iterator[Need]:
+    """OoD sets whose folder is another's too, holds the ID images, or lies among them."""
+    known = {os.path.realpath(data_root): "data_root"} if data_root else {}
+    split = os.path.isdir(os.path.join(data_root, "train"))  # then what is beside train, val, test is free
+    among = [
+        Path(os.path.realpath(data_root), *part)
+        for part in ((["train"], ["val"], ["test"]) if split else [[]])
+    ]
+    for name, root in ood_roots.items():
+        real = Path(os.path.realpath(root))
+        other = known.setdefault(str(real), f"ood_roots {name}")
+        if data_root and any(real.is_relative_to(a) or a.is_relative_to(real) for a in among):
+            other = "data_root"
+        if other != f"ood_roots {name}":
+            yield Need(
+                False, f"ood_roots {name} = '{root}' shares images with {other}", "give it others", "WRONG"
+            )
 
 
 def printable(path: str | Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -79,6 +79,9 @@ class Study:
     corpus: list[tuple[str, str]] = field(repr=False)
     notes: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        check_classes(self.class_names, self.id_test.labels)
+
     def class_texts(self, template: str) -> list[str]:
         """The ID class names in a prompt, "{}" being where the name goes."""
         return [template.replace("{}", name) for name in self.class_names]
@@ -87,6 +90,15 @@ class Study:
     def sets(self) -> dict[str, ImageSet]:
         """Every set that is embedded: id_val, id_test, the OoD test sets and the validation OoD sets."""
         return {"id_val": self.id_val, "id_test": self.id_test, **self.ood, **self.validation}
+
+
+def check_classes(names: Sequence[str], labels: np.ndarray) -> None:
+    """UserError naming a class that the test set (its labels (n,), indices of names) has no image of."""
+    if len(void := np.setdiff1d(np.arange(len(names)), labels)):
+        first = f"class {names[void[0]]!r} has no test image"
+        raise UserError(
+            f"{first} ({len(void)} of {len(names)} classes have none); give it more or leave it out"
+        )
 
 
 def by_use(sets: Iterable[ImageSet]) -> dict[str, dict[str, ImageSet]]:

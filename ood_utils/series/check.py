@@ -73,6 +73,11 @@ def _free() -> float:
 
 def needs(profile: Profile) -> Iterator[Need]:
     """What a profile needs: data, weights, device, disk; and how long it should take."""
+    try:
+        profile.for_series()
+    except UserError as fault:
+        what, _, remedy = str(fault).rpartition("; ")
+        yield Need(False, what, remedy, "WRONG")
     yield from data.needs(profile)
     yield weights_need(profile)
     yield disk_need(profile)

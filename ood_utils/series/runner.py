@@ -38,7 +38,7 @@ def run_series(
     checked before a kernel starts (UserError). NotebookFailed when one fails: nothing after it runs.
     KeyboardInterrupt leaves a run that the next call takes up.
     """
-    values = config.load_profile(profile, changes)
+    values = config.load_profile(profile, changes).for_series()
     series = state.find(config.ROOT / "notebooks")
     chosen = state.choose(series, only)
     name = store.run_name(run, profile)

@@ -88,7 +88,9 @@ def choose(notebooks: Sequence[Notebook], only: Iterable[str]) -> list[Notebook]
         stem = Path(name).stem
         matches = {n.name for n in notebooks if stem in (n.name, n.name.split("_")[0])}
         if not matches:
-            raise UserError(f"unknown notebook '{name}'{errors.nearest(stem, [n.name for n in notebooks])}")
+            raise UserError(
+                f"unknown notebook {errors.quoted(name)}{errors.nearest(stem, [n.name for n in notebooks])}"
+            )
         wanted |= matches
     return [n for n in notebooks if not wanted or n.name in wanted]
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .. import embeddings, geometry, models
 from ..data import glyph_sets
 from ..data import glyph_world as glyphs
+from ..errors import UserError
 from ..files import atomic_write, replacing
 from ..provenance import provenance
 from ..store import OUTPUTS
@@ -233,6 +234,18 @@ def main(argv: list[str] | None = None) -> None:
     add("--hardware", default="", help="what to call this machine in the card")
     add("--install", action="store_true", help="write weights and card into the package")
     options = parser.parse_args(argv)
+    allowed = {
+        "steps": (1, 1e9),
+        "stop_at": (0, 1e9),
+        "lr": (1e-9, 1),
+        "seed": (0, 2**32 - 1),
+        "threads": (0, 1024),
+    }
+    for name, (low, high) in allowed.items():
+        if not low <= (given := getattr(options, name)) <= high:
+            name = name.replace("_", "-")
+            raise UserError(f"--{name} {given} is refused: give {low:g} or more, at most {high:g}")
+    options.device = embeddings.resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     names = ("steps", "lr", "seed", "checkpoint", "device", "stop_at")

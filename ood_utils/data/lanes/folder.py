@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from ...config import Profile
 from ...errors import UserError, nearest
 from ..corpus import load_corpus
-from ..paths import class_folders, folder_need, images_below
+from ..paths import class_folders, copies, folder_need, images_below, overlaps, printable
 from ..study import Need, Study, by_use, subset
 
 PARTS = ("train", "val", "test")
@@ -43,6 +44,7 @@ def needs(profile: Profile) -> Iterator[Need]:
     ]
     folders = [folder_need(*one) for one in asked]
     yield from folders
+    yield from overlaps(profile.data_root, profile.ood_roots)
     if profile.model == "GlyphCLIP" and not profile.smoke_test:
         yield Need(False, *SMOKE, "WRONG")
     if not all(folder.ok for folder in folders):
@@ -142,6 +144,10 @@ def listing(profile: Profile) -> Listing:
         drawn[name] = files[some], None if kinds is None else kinds[some]
     kept = np.setdiff1d(np.arange(len(folders)), chosen)
     parts = [_of_classes(part, kept) for part in parts]
+    _say_copies(
+        dict(zip(PARTS, [paths for paths, _ in parts], strict=True)) | {x: f for x, (f, _) in drawn.items()},
+        notes,
+    )
     names, synonyms = _names(profile.names_file, [folders[i] for i in kept], folders)
     return Listing(names, synonyms, parts, drawn, notes)
 
@@ -156,11 +162,15 @@ def _split(root: Path, rng: np.random.Generator) -> tuple[list[str], list, list[
     names, paths, labels = class_folders(root)
     part_of = np.empty(len(labels), int)
     for k, name in enumerate(names):  # each class by itself, so that all parts have all classes
-        rows = rng.permutation(np.flatnonzero(labels == k))
-        if len(rows) < 3:
-            raise UserError(f"class folder {root / name} holds {len(rows)} images; give it 3 or more")
-        fifth = max(1, len(rows) // 5)
-        part_of[rows] = np.repeat([0, 1, 2], [len(rows) - 2 * fifth, fifth, fifth])
+        rows = np.flatnonzero(labels == k)
+        same = np.unique(copies(paths[rows]), return_inverse=True)[
+            1
+        ]  # the same image again stays in its part
+        if (count := same.max() + 1) < 3:
+            raise UserError(f"class folder {root / name} holds {count} different images; give it 3 or more")
+        fifth = max(1, count // 5)
+        drawn = rng.permutation(np.repeat([0, 1, 2], [count - 2 * fifth, fifth, fifth]))
+        part_of[rows] = drawn[same]
     split = [(paths[part_of == k], labels[part_of == k]) for k in range(3)]
     return names, split, ["Split: each class 60/20/20 into train, validation and test, drawn by data_seed."]
 
@@ -198,6 +208,19 @@ def _halves(out: dict, rng: np.random.Generator, notes: list[str]) -> dict:
     return split
 
 
+def _say_copies(sets: dict[str, np.ndarray], notes: list[str]) -> None:
+    """A note where the bytes of one image lie in two sets."""
+    both = [(name, path) for name, files in sets.items() for path in files]
+    first = copies([path for _, path in both])
+    twice = [(both[i], both[k]) for k, i in enumerate(first) if both[i][0] != both[k][0]]
+    if twice:
+        (one, path), (other, again) = twice[0]
+        notes.append(
+            f"The same image in two sets, byte for byte, {len(twice)} times; the first: {printable(path)} "
+            f"({one}) and {printable(again)} ({other}). Leave each image in one set."
+        )
+
+
 def _of_classes(part: tuple[np.ndarray, np.ndarray], kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The images of the classes ``kept`` (sorted), labelled by their place in it."""
     paths, labels = part
@@ -207,7 +230,7 @@ def _of_classes(part: tuple[np.ndarray, np.ndarray], kept: np.ndarray) -> tuple[
 
 def _kinds(files: np.ndarray) -> np.ndarray | None:
     """(n,) the folder of each file, as a number, where there are several: its images are alike."""
-    kinds = np.unique([str(path.parent) for path in files], return_inverse=True)[1]
+    kinds = np.unique([os.path.dirname(path) for path in files], return_inverse=True)[1]
     return kinds if kinds.any() else None
 
 
