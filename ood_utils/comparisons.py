@@ -298,15 +298,19 @@ def who_moved(models: ByMethod, start: StudyEmbeddings) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "seed", "what", "moved", "to_id_texts"])
 
 
-def worst_mistakes(embedded: StudyEmbeddings, profile: Profile, count: int = 10) -> pd.DataFrame:
-    """The OoD test images that NegLabel finds most ID.
+def worst_mistakes(
+    embedded: StudyEmbeddings, profile: Profile, count: int = 10, score_name: str = "NegLabel"
+) -> pd.DataFrame:
+    """The OoD test images that a score finds most ID.
 
-    Columns: set, index (into the image set), is, nearest ID name, nearest negative, log-odds.
+    Columns: set, index (into the image set), is, nearest ID name, nearest negative, and the score, which is
+    "log-odds" for NegLabel.
     """
+    unit = "log-odds" if score_name == "NegLabel" else score_name
     found, names, others = [], np.array(embedded.class_names), np.array(embedded.negatives.words)
     for name in leaderboard.once(embedded.of_split()):
         ood = embedded[name]
-        score = methods.find("NegLabel")(leaderboard.evidence_of(embedded, name, profile))
+        score = methods.find(score_name)(leaderboard.evidence_of(embedded, name, profile))
         top = np.argsort(-score, kind="stable")[:count]
         columns = {
             "set": name,
@@ -314,7 +318,7 @@ def worst_mistakes(embedded: StudyEmbeddings, profile: Profile, count: int = 10)
             "is": [ood.ids[i].split(" · ")[0] for i in top],
             "nearest ID name": names[(ood.rows[top] @ embedded.class_text.T).argmax(1)],
             "nearest negative": others[(ood.rows[top] @ embedded.negative_text.T).argmax(1)],
-            "log-odds": score[top],
+            unit: score[top],
         }
         found.append(pd.DataFrame(columns))
-    return pd.concat(found, ignore_index=True).nlargest(count, "log-odds").reset_index(drop=True)
+    return pd.concat(found, ignore_index=True).nlargest(count, unit).reset_index(drop=True)
