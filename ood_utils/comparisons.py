@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import embeddings, geometry, leaderboard, methods, metrics, negatives, scores
+from . import embeddings, geometry, leaderboard, methods, metrics, models, negatives, scores
 from .config import Profile
 from .data import Study
 from .embeddings import StudyEmbeddings
@@ -20,6 +20,11 @@ from .negatives import NegativeList
 PAPER_CLOSURE = 0.725 / 2.124  # Uni-CMM of CMA over FLYP's in the paper's Table 4
 FAMILY = "P - beta N"
 ByMethod = Mapping[tuple[str, int], StudyEmbeddings]  # (method, seed) -> embeddings
+
+
+def network(folder: Path, profile: Profile, weights: str) -> models.Network:
+    """The profile's model with these weights: a tag, or a path below the run's ``folder``."""
+    return models.Network(profile.model, str(folder / weights) if (folder / weights).is_file() else weights)
 
 
 def embed_weights(
@@ -34,8 +39,8 @@ def embed_weights(
 
     ``listed``: the negative labels they get; ``sets``: only these image sets. Errors as ``embeddings.embed``.
     """
-    found = str(folder / weights) if (folder / weights).is_file() else weights
-    embedded = embeddings.embed(study, profile, folder / "embeddings", found, sets)
+    own = network(folder, profile, weights)
+    embedded = embeddings.embed(study, profile, folder / "embeddings", sets=sets, network=own)
     return embedded if listed is None else embedded.with_negatives(listed)
 
 
@@ -146,6 +151,44 @@ def best_score(tried: pd.DataFrame, profile: Profile) -> tuple[str, float]:
     if not len(family):
         return best, profile.beta
     return FAMILY if family.max() > means.max() else best, float(family.idxmax())
+
+
+def best_detector(tried: pd.DataFrame, profile: Profile) -> tuple[str, int, str, float]:
+    """(method, seed, score, beta) of the highest mean validation AUROC in a ``score_sweep``; its first seed.
+
+    Of those within 0.001 of the best the first, which is the simplest. The paper's, CMA with NegLabel, where
+    there is no validation OoD set to choose by.
+    """
+    if not len(tried):
+        return "CMA", profile.seeds[0], "NegLabel", profile.beta
+    means = tried.groupby(["method", "score"], sort=False).auroc.mean()
+    method, name = means[means >= means.max() - 0.001].index[0]
+    first = tried[(tried.method == method) & (tried.score == name)].sort_values("seed").iloc[0]
+    in_family = first.beta == first.beta
+    return method, int(first.seed), FAMILY if in_family else name, first.beta if in_family else profile.beta
+
+
+def acceptance(
+    val: np.ndarray, test: np.ndarray, clusters: np.ndarray, target: float, draws: int = 1000
+) -> pd.DataFrame:
+    """Which share of ID images is accepted by a threshold set on others, from their scores (n,).
+
+    Columns threshold_on, accepted_of, expected (what conformal prediction expects of exchangeable images),
+    share, low, high. First id_val on id_test, the interval over other test images by ``clusters``; then
+    random halves of a split, which are exchangeable by construction, on its other half: the mean and the
+    central 95 % of ``draws`` divisions, where a half is large enough for ``target``.
+    """
+    rank, random, rows = metrics.conformal_rank(len(val), target), np.random.default_rng(0), []
+    accepted, ends = metrics.share(test >= np.sort(val)[rank - 1], clusters, draws)
+    rows.append(("id_val", "id_test", 1 - rank / (len(val) + 1), accepted, *ends))
+    for name, values in (("id_val", val), ("id_test", test)):
+        if not (rank := metrics.conformal_rank(half := len(values) // 2, target)):
+            continue
+        divided = [np.split(random.permutation(values), [half]) for _ in range(draws)]
+        shares = [(rest >= np.sort(first)[rank - 1]).mean() for first, rest in divided]
+        ends = np.quantile(shares, [0.025, 0.975])
+        rows.append((f"half of {name}", "its other half", 1 - rank / (half + 1), np.mean(shares), *ends))
+    return pd.DataFrame(rows, columns=["threshold_on", "accepted_of", "expected", "share", "low", "high"])
 
 
 def verdict_words(judged: pd.DataFrame) -> dict[tuple[str, str, str], str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -91,14 +91,15 @@ class Detector:
         them is accepted with probability >= ``target``, in (0, 1). ``on``: their name. UserError if they are
         too few for that.
         """
-        if not 0 < target < 1:
-            raise UserError(f"target is {target}; give the share of ID images to accept, above 0 and below 1")
-        share, n = 1 - Fraction(str(float(target))), len(id_rows)  # exact: 0.1 * 10 is to be 1
-        if not (rank := int(share * (n + 1))):
-            need = -(-1 // share) - 1
-            raise UserError(
-                f"{n} images of {on} are too few to accept {target:.4g} of ID images; give at least {need}"
+        from .metrics import conformal_rank
+
+        n = len(id_rows)
+        if not (rank := conformal_rank(n, target)):
+            need = next(
+                more for more in itertools.count(int(1 / (1 - target)) - 2) if conformal_rank(more, target)
             )
+            fault = f"{n} images of {on} are too few to accept {target:.6g} of ID images"
+            raise UserError(f"{fault}; give at least {need:,}")
         self.threshold = float(np.sort(self._score(id_rows))[rank - 1])
         self.calibration = {"on": on, "images": n, "target": float(target), "rank": rank}
         return self.threshold
@@ -117,29 +118,32 @@ class Detector:
             f"exchangeable with those of {on} (same camera, same split), not for others."
         )
 
-    def drift(self, is_id: np.ndarray) -> str:
-        """ "" or one sentence: many more or fewer of a batch are rejected than the calibration lets expect.
+    def surprise(self, is_id: np.ndarray) -> float:
+        """Two-sided p of the count rejected of ``is_id`` (m,) bool, if exchangeable with the calibration's.
 
-        ``is_id`` (m,) bool of the readable images. The count rejected among exchangeable ID images is
-        beta-binomial (threshold and batch are both draws); a count beyond p = 0.001 on its side is said.
+        The count is then beta-binomial: threshold and batch are both draws.
         """
         from scipy.stats import betabinom
 
-        on, n, _, rank = self._calibrated().values()
-        m, rejected = len(is_id), int(np.sum(~np.asarray(is_id, bool)))
-        expected = betabinom(m, rank, n + 1 - rank)
-        many, few = expected.sf(rejected - 1), expected.cdf(rejected)
-        if min(many, few) >= RARE:
+        _, n, _, rank = self._calibrated().values()
+        rejected, expected = np.sum(~np.asarray(is_id, bool)), betabinom(len(is_id), rank, n + 1 - rank)
+        return min(1.0, 2 * float(min(expected.sf(rejected - 1), expected.cdf(rejected))))
+
+    def drift(self, is_id: np.ndarray) -> str:
+        """Nothing, or one sentence: far more or fewer images are rejected than the calibration lets expect.
+
+        ``is_id`` (m,) bool of the readable images; said where ``surprise`` is below 0.001.
+        """
+        if (p := self.surprise(is_id)) >= RARE:
             return ""
-        word, meaning = (
-            ("more", "many are none of the classes, or their look has changed")
-            if many < few
-            else ("fewer", "they are easier than those, or copies of a few")
-        )
+        on, n, _, rank = self.calibration.values()
+        m, rejected = len(is_id), int(np.sum(~np.asarray(is_id, bool)))
+        word, meaning = "fewer", "they are easier than those, or copies of a few"
+        if rejected > (expected := m * rank / (n + 1)):
+            word, meaning = "more", "many are none of the classes, or their look has changed"
         return (
-            f"Drift: {rejected:,} of {m:,} images rejected, {word} than the {expected.mean():.0f} that {on} "
-            f"lets expect of ID images (p = {min(many, few):.1g}): {meaning}; look at them, then calibrate "
-            "anew."
+            f"Drift: {rejected:,} of {m:,} images rejected, {word} than the {expected:.0f} that {on} lets "
+            f"expect of ID images (p = {p:.1g}): {meaning}; look at them, then calibrate anew."
         )
 
     def _calibrated(self) -> dict[str, Any]:
@@ -159,13 +163,11 @@ class Detector:
         ``nearest_negative`` word, "" without negatives. UserError before ``calibrate``."""
         self._calibrated()
         score = self._score(rows)
-        words, negatives = (self.negative_words, self.negative_text) if self.negative_words else ([""], None)
-        return {
-            "score": score,
-            "is_id": score >= self.threshold,
-            "nearest": _nearest(rows, self.class_text, self.class_names),
-            "nearest_negative": _nearest(rows, negatives, words),
-        }
+        negatives = np.full(len(rows), "")
+        if self.negative_text is not None:
+            negatives = _nearest(rows, self.negative_text, self.negative_words)
+        nearest = _nearest(rows, self.class_text, self.class_names)
+        return dict(zip(BLANK, (score, score >= self.threshold, nearest, negatives), strict=True))
 
     scores = score_embeddings
 
@@ -211,6 +213,8 @@ class Detector:
             models.save(self.tower.model, aside / WEIGHTS, self.model)
             if onnx:
                 self.tower.export(aside / ONNX)
+            for path in aside.iterdir():
+                path.chmod(0o644)  # safetensors writes for its owner alone, and a detector is handed on
             hashes = {path.name: files.file_hash(path) for path in sorted(aside.iterdir())}
             files.write_json(aside / FACTS, {"format": FORMAT, **facts, "sha256": hashes})
         return folder
@@ -257,7 +261,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         found = facts.pop("format")
-    except (OSError, ValueError, KeyError, AttributeError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         raise UserError(f"{path} cannot be read ({fault!r}); copy the detector's folder again") from None
     known = {f.name for f in fields(Detector)} - {"class_text", "negative_text", "tower"} | {"sha256"}
     if found != FORMAT or facts.keys() != known:

@@ -9,6 +9,7 @@ rejected when at least 95 % of OoD images are (OoD is positive: OpenOOD, pytorch
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -222,6 +223,27 @@ def cluster_codes(clusters: Any, n: int, name: str = "clusters") -> np.ndarray:
         raise UserError(f"{name} has shape {np.shape(clusters)} for {n} images; give one number an image.")
     codes = np.unique(np.asarray(clusters), return_inverse=True)[1]
     return codes if codes.max() else np.arange(n)
+
+
+def share(hits: Any, clusters: Any = None, draws: int = 1000) -> tuple[float, Interval]:
+    """Share of ``hits`` (n,) bool, with its interval by a bootstrap of whole ``clusters``."""
+    codes = cluster_codes(clusters, len(hits))
+    found, sizes = np.bincount(codes, hits), np.bincount(codes)
+    resampled = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), draws)
+    shares = (resampled @ found) / (resampled @ sizes)
+    return float(np.mean(hits)), Interval(*np.quantile(shares, [0.025, 0.975]))
+
+
+def conformal_rank(n: int, target: float) -> int:
+    """floor((1 - target)(n + 1)): the rank, from 1 for the smallest, of the calibration score to set a
+    threshold at, so that a new image exchangeable with the n of the calibration reaches it with probability
+    >= ``target``. 0: n is too small for that. UserError for a target outside (0, 1).
+
+    Source: split conformal prediction (Vovk et al. 2005; Lei et al. 2018).
+    """
+    if not 0 < target < 1:
+        raise UserError(f"target is {target}; give the share of ID images to accept, above 0 and below 1")
+    return int((1 - Fraction(str(float(target)))) * (n + 1))  # exact: 0.1 * 10 is to be 1
 
 
 def over_images_and_seeds(

@@ -150,12 +150,15 @@ def test_another_cpu_says_the_same_words(
 
 
 def test_the_saved_detector_accepts_id_and_rejects_far(folder: Path) -> None:
-    guard = detector.Detector.load(folder / "detector.safetensors")
+    guard = detector.Detector.load(folder / "detector")
     images = np.random.default_rng(0).random((3, 40, 50, 3))
     from PIL import Image
 
     found = guard.score([Image.fromarray((255 * i).astype(np.uint8)) for i in images])
     assert found["score"].shape == (3,) and set(found["nearest"]) <= set(guard.class_names)
+    carried = pd.read_parquet(folder / "tables" / "acceptance.parquet")
+    assert ((carried.low <= carried.share) & (carried.share <= carried.high)).all()
+    assert (carried.share[1:] - carried.expected[1:]).abs().max() < 0.03  # within a split the rule is right
 
 
 def test_figures_are_small_and_come_with_their_data(folder: Path) -> None:
