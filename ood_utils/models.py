@@ -86,7 +86,7 @@ def _on_bytes(pipeline: Compose) -> v2.Compose:
         elif isinstance(step, CenterCrop):
             steps.append(v2.CenterCrop(step.size))
         elif isinstance(step, Normalize):
-            steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(step.mean, step.std)]
+            steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(step.mean, step.std, inplace=True)]
     return v2.Compose([*steps, v2.ToPureTensor()])
 
 
