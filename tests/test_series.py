@@ -367,14 +367,16 @@ def test_lost_or_changed_outputs_are_made_again(world, calls):
 
 def test_the_user_s_files_decide_too(world, calls):
     images, other = world / "images", world / "other"
-    for folder in (images / "cat", other):
+    for folder in (*(images / name for name in ("cat", "dog", "cow")), other):
         folder.mkdir(parents=True)
-        (folder / "1.png").write_text("a picture")
+        for k in range(3):
+            (folder / f"{k}.png").write_text(f"picture {k} of {folder.name}")
     changes = {"data": "folder", "data_root": str(images), "ood_roots": {"birds": str(other)}}
+    changes |= {"smoke_test": True}
     run(world, changes=changes)
     run(world, changes=changes)
     assert len(calls) == 2
-    (other / "2.png").write_text("a bird")
+    (other / "3.png").write_text("a bird")
     run(world, changes=changes)
     assert len(calls) == 4
 
@@ -493,7 +495,7 @@ class TestRefused:
         [
             ({"lam": 2}, "lam = 2"),
             ({"data": "folder"}, "data_root = '' is no folder"),
-            ({"data": "folder", "data_root": "/"}, "ood_roots names no OoD set"),
+            ({"data": "folder", "data_root": "/"}, "GlyphCLIP knows only glyphs"),
             (
                 {"data": "folder", "data_root": "/", "ood_roots": {"birds": "/no"}},
                 "birds = '/no' is no folder",

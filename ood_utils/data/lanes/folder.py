@@ -13,7 +13,7 @@ from ...config import Profile
 from ...errors import UserError, nearest
 from ..corpus import load_corpus
 from ..paths import class_folders, copies, folder_need, images_below, overlaps, printable
-from ..study import Need, Study, by_use, subset
+from ..study import Need, Study, by_use, check_classes, subset
 
 PARTS = ("train", "val", "test")
 HELD_OUT, VALIDATION = "held_out", "val_"
@@ -144,6 +144,7 @@ def listing(profile: Profile) -> Listing:
         drawn[name] = files[some], None if kinds is None else kinds[some]
     kept = np.setdiff1d(np.arange(len(folders)), chosen)
     parts = [_of_classes(part, kept) for part in parts]
+    check_classes([folders[i] for i in kept], parts[2][1])
     _say_copies(
         dict(zip(PARTS, [paths for paths, _ in parts], strict=True)) | {x: f for x, (f, _) in drawn.items()},
         notes,
