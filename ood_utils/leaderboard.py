@@ -364,17 +364,19 @@ def setting(profile: Profile, classes: int) -> str:
     return f"{model}; trained for {length} of batch {profile.batch} at {profile.lr:g}, {seeds}"
 
 
-def against_paper(ours: pd.DataFrame, paper: pd.DataFrame, profile: Profile, classes: int) -> pd.DataFrame:
+def against_paper(
+    ours: pd.DataFrame, paper: pd.DataFrame, profile: Profile, classes: int, trained_on: int
+) -> pd.DataFrame:
     """Published numbers (fpr95_id, auroc) beside ours; rows meet by method, score and set.
 
-    ``ours``: what ``summarise`` gave; ``paper``: (part of) ``paper_tables()``; ``classes``: the number of ID
-    classes. Columns: source, table, method, score, set, metric, paper, ours, low, high (our interval),
-    difference (ours - paper), differs (what else is not as published), and verdict: "agrees" where our
-    interval holds the paper's number, "better"/"worse" (ours), "not comparable" where anything differs, "not
-    measured".
+    ``ours``: what ``summarise`` gave; ``paper``: (part of) ``paper_tables()``; ``classes``, ``trained_on``:
+    numbers of ID classes and training images. Columns: source, table, method, score, set, metric, paper,
+    ours, low, high (our interval), difference (ours - paper), differs (what else is not as published), and
+    verdict: "agrees" where our interval holds the paper's number, "better"/"worse" (ours), "not comparable"
+    where anything differs, "not measured".
     """
     joined = paper.merge(ours, on=["method", "score", "set"], how="left", suffixes=("_paper", ""))
-    differs = [_differs(row, profile, classes) for row in joined.to_dict("records")]
+    differs = [_differs(row, profile, classes, trained_on) for row in joined.to_dict("records")]
     parts = []
     for metric in ("fpr95_id", "auroc"):
         part = joined[["source", "table", "method", "score", "set"]].assign(metric=metric)
@@ -391,15 +393,16 @@ def against_paper(ours: pd.DataFrame, paper: pd.DataFrame, profile: Profile, cla
     return result.assign(verdict=np.select(list(cases.values()), list(cases), "worse"))
 
 
-def _differs(row: Mapping[str, Any], profile: Profile, classes: int) -> str:
+def _differs(row: Mapping[str, Any], profile: Profile, classes: int, trained_on: int) -> str:
     """What of a row of ours is not as it was published: "ID classes 100, not 1000; ..."; "" if nothing is."""
     here = {"model": profile.model, "weights": Path(profile.pretrained).name, "ID classes": classes}
     here |= {"ID images": row["n_id"], "OoD images": row["n_ood"], "positive class of FPR95": "ID positive"}
     there = PUBLISHED | {"ID images": row["n_id_paper"], "OoD images": row["n_ood_paper"]}
     there |= {"positive class of FPR95": row["convention"]}
     if row["method"] != "zero-shot":
-        here |= {name: getattr(profile, name) for name in RECIPE} | {"lam": profile.lam}
-        there |= RECIPE | {"lam": 0.001 if row["method"] == "CMA" else profile.lam}
+        here |= {name: getattr(profile, name) for name in (*RECIPE, "lam")} | {"training images": trained_on}
+        there |= RECIPE | {"training images": 1_281_167}
+        there["lam"] = 0.001 if row["method"] == "CMA" else profile.lam
     wrong = [(name, here[name], value) for name, value in there.items() if here[name] != value]
     return "; ".join(
         f"{name} {_plain(own)}, " + ("not stated there" if value != value else f"not {_plain(value)}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from . import files, negatives, processes, registry
+from . import files, processes, registry
 from .config import Profile, Recipe, load_profile, parse_changes
 from .errors import UserError
 
@@ -137,6 +137,8 @@ def _jobs(
 
 def _words(study: Study, profile: Profile) -> list[str]:
     """Prompted corpus words that name no ID class, for relation distillation."""
+    from . import negatives  # brings torch, and `check` asks only for the plan
+
     usable = negatives.clean([word for word, _ in study.corpus], study.class_names, study.synonyms)
     prompted = negatives.prompts(study.corpus, profile.negative_prompt, profile.adjective_prompt)
     return [text for text, use in zip(prompted, usable, strict=True) if use]

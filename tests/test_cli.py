@@ -229,7 +229,7 @@ def test_check_compares_class_folders_by_name(tmp_path):
         for name in names:
             noise(tmp_path / "imagenet" / part / name / "0.jpg")
     lines = [str(need) for need in data.needs(config.Profile(data="imagenet", data_root=str(tmp_path)))]
-    whole = "train: 1000 of 1000 class folders: 1,000 of 1,281,167 images, not the whole set"
+    whole = "train: 1000 of 1000 class folders: 1,000 of 1,281,167 images, not the published number"
     assert any(line.startswith("  - ") and whole in line for line in lines)
     assert any(
         line.startswith("  WRONG ") and "val: 1000 folders" in line and "'000'" in line for line in lines

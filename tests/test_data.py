@@ -457,7 +457,7 @@ def _faults(profile: Profile) -> list[str]:
 
 def test_every_set_is_counted_and_a_part_is_called_so(imagenet, tmp_path) -> None:
     said = {need.what: need.ok for need in data.needs(imagenet)}
-    part = ", not the whole set, so no verdict against published numbers"
+    part = ", not the published number"
     assert said[f"SUN (far) in {tmp_path}/MOS/SUN: 3 of 10,000 images{part}"] is None
     assert said[f"{tmp_path}/imagenet/train: 3 of 3 class folders: 12 images"]
     assert said[f"{tmp_path}/imagenet/val: 3 of 3 class folders: 12 of 150 images{part}"] is None

@@ -78,6 +78,14 @@ def test_the_paper_s_numbers_stand_beside_ours_and_never_for_ours(folder: Path) 
     ours = board.set_index("set").fpr95_id
     row = table.query("set == 'SUN' and method == 'CMA' and score == 'NegLabel'").iloc[0]
     assert row.paper == pytest.approx(0.1684) and row.ours == pytest.approx(ours["SUN"], abs=1e-9)
+    assert set(table.verdict) == {"not comparable"}
+    assert row.differs.startswith(
+        "model GlyphCLIP, not ViT-B-16-quickgelu; weights model.safetensors, not ope"
+    )
+    assert "ID classes 6, not 1000; ID images 35, not 50000; OoD images 5, not 10000; epochs 1" in row.differs
+    own = board[["set", "fpr95_id"]].set_index("set").fpr95_id
+    far = ["iNaturalist", "SUN", "Places", "Textures", "OpenImage-O"]  # no image twice
+    assert own["average far"] == pytest.approx(own[far].mean(), abs=1e-9)
 
 
 def test_negatives_are_cma_s_split_without_id_names_and_say_whence(folder: Path) -> None:

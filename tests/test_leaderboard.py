@@ -307,14 +307,14 @@ def test_against_paper(book: leaderboard.ScoreBook) -> None:
     paper = pd.DataFrame(rows, columns=["set", "fpr95_id", "auroc"])
     paper = paper.assign(source="X", table=1, method="CMA", score="NegLabel", id_accuracy=np.nan)
     paper = paper.assign(n_id=ours["n_id"], n_ood=[40, 30, 45, 9], convention="ID positive")
-    found = against_paper(frame, paper, PAPER, 1000)
+    found = against_paper(frame, paper, PAPER, 1000, 1_281_167)
     columns = "source table method score set metric paper ours low high difference differs verdict".split()
     assert sorted(found.columns) == sorted(columns) and set(found["differs"]) == {""}
     assert list(found["metric"]) == ["fpr95_id", "auroc"] * 4
     words = ["agrees", "agrees", "better", "better", "worse", "worse", "not measured", "not measured"]
     assert list(found["verdict"]) == words
     assert found["difference"][2] == pytest.approx(found["ours"][2] - 1.0) and np.isnan(found["ours"][6])
-    assert set(against_paper(frame, paper_tables(), PAPER, 1000)["verdict"]) == {"not measured"}
+    assert set(against_paper(frame, paper_tables(), PAPER, 1000, 1_281_167)["verdict"]) == {"not measured"}
 
 
 def test_what_is_not_as_published_gets_no_verdict(book: leaderboard.ScoreBook) -> None:
@@ -338,10 +338,12 @@ def test_what_is_not_as_published_gets_no_verdict(book: leaderboard.ScoreBook) -
     for method, by_words in cases.items():
         for words, (changes, classes, stated) in by_words.items():
             paper = pd.DataFrame([row | stated | {"method": method}])
-            found = against_paper(frame, paper, PAPER.model_copy(update=changes), classes)
+            found = against_paper(frame, paper, PAPER.model_copy(update=changes), classes, 1_281_167)
             assert list(found["differs"]) == [words.replace("ID images 40", f"ID images {row['n_id']:g}")] * 2
             assert (set(found["verdict"]) == {"not comparable"}) == bool(words)
             assert found["ours"].notna().all()
+    small = against_paper(frame, pd.DataFrame([row | {"method": "FLYP"}]), PAPER, 1000, 5000)
+    assert set(small["differs"]) == {"training images 5000, not 1281167"}
     said = leaderboard.setting(PAPER.model_copy(update={"pretrained": "/mine/start.pt"}), 100)
     assert said.startswith(
         "ViT-B-16-quickgelu, weights start.pt, 100 ID classes; trained for 10 epochs of batch"

@@ -48,7 +48,8 @@ def environment() -> Iterator[Need]:
             yield Need(True, f"{name} {found[name]}")
     facts = provenance.machine()
     yield Need(None, "{cpu}, {cores} cores, {memory_gib} GiB memory, {system}".format(**facts))
-    yield Need(None, f"GPU: {', '.join(_gpus()) or 'none; everything runs on the CPU'}")
+    gpus = _gpus() if facts["gpus"] else []  # torch takes seconds to import
+    yield Need(None, f"GPU: {', '.join(gpus) or 'none; everything runs on the CPU'}")
     try:
         files.atomic_write(store.OUTPUTS / ".probe", "").unlink()
     except UserError as error:
@@ -79,6 +80,10 @@ def needs(profile: Profile) -> Iterator[Need]:
         what, _, remedy = str(fault).rpartition("; ")
         yield Need(False, what, remedy, "WRONG")
     yield from data.needs(profile)
+    if profile.device != "cpu" and profile.workers and (gpus := _gpus()):
+        cores = provenance.cores() / len(gpus)
+        what = f"{cores:.0f} cores for each of {len(gpus)} GPUs; decoding JPEG for an H100 takes 12 to 25"
+        yield Need(cores >= 12 or None, what)
     yield weights_need(profile)
     yield disk_need(profile)
     times = [f"{name} {minutes:g}" for name, minutes in profile.minutes.items()]
@@ -91,15 +96,10 @@ def room(profile: Profile) -> dict[str, float]:
 
     An upper bound: all of the sweep's models embed everything. Optimiser states go when a training ends.
     """
-    import torch
+    from .. import sweep
 
-    from .. import models, sweep
-
-    given = profile.data == "embeddings"
-    with torch.device("meta"):  # sizes without the memory
-        model, _, _ = models.load(profile.model, profile.pretrained if given else "random", device="meta")
-    width = model.visual.output_dim if given else models.model_config(profile.model)["embed_dim"]
-    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 2**30
+    known = about_model(profile)
+    weights, width = known["bytes"] / 2**30, known["width"]
     planned = sweep.plan(profile, max(profile.lams), max(profile.relations, default=0))
     count = planned.query("method != 'zero-shot'").tag.nunique()
     at_once = 1 if profile.processes > 1 or profile.device == "cuda" else max(1, profile.parallel)
@@ -111,6 +111,36 @@ def room(profile: Profile) -> dict[str, float]:
         f"embeddings of {count + 1} models": (count + 1) * rows * width * 4 / 2**30,
         "figures, tables, notebooks": 0.1,
     }
+
+
+def about_model(profile: Profile) -> dict[str, Any]:
+    """bytes, width, path or tag of its weights and what open_clip says ``about`` the tag.
+
+    Kept in outputs/.scans, for open_clip takes seconds to import. Raises what building the model raises.
+    """
+    given = profile.data == "embeddings"
+    key = files.hash_of([profile.model, profile.pretrained, provenance.versions()])[:16]
+    kept = store.OUTPUTS / ".scans" / f"model-{key}.json"
+    with suppress(UserError):
+        if not given and (found := files.read_json(kept)):
+            return found
+    import open_clip
+    import torch
+
+    from .. import models
+
+    config = {} if given else models.model_config(profile.model)
+    path, tag = models.source(profile.model, profile.pretrained)
+    about = dict(open_clip.get_pretrained_cfg(profile.model, tag)) if tag else {}
+    about["files"] = [open_clip.constants.HF_SAFE_WEIGHTS_NAME, open_clip.constants.HF_WEIGHTS_NAME]
+    with torch.device("meta"):  # sizes without the memory
+        model, _, _ = models.load(profile.model, profile.pretrained if given else "random", device="meta")
+    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    width = model.visual.output_dim if given else config["embed_dim"]
+    found = {"bytes": size, "width": width, "path": path and str(path), "tag": tag, "about": about}
+    with suppress(UserError):
+        files.write_json(kept, found)
+    return found
 
 
 def disk_need(profile: Profile) -> Need:
@@ -128,22 +158,17 @@ def disk_need(profile: Profile) -> Need:
 
 def weights_need(profile: Profile) -> Need:
     """The weights, looked for without a network."""
-    import open_clip
-
-    from .. import models
-
     what = f"weights of {profile.model}: {profile.pretrained}"
     if profile.data == "embeddings":
         return Need(None, f"no weights: {profile.model} starts from the embeddings themselves")
     try:
-        models.model_config(profile.model)
-        path, tag = models.source(profile.model, profile.pretrained)
+        known = about_model(profile)
     except UserError as fault:
         return Need(False, what, str(fault), "WRONG")
+    path, tag, about = known["path"], known["tag"], known["about"]
     if not tag:
         remedy = "give safetensors, a state dict, or an open_clip tag"
-        return Need(path is None or path.is_file(), what, remedy)
-    about = open_clip.get_pretrained_cfg(profile.model, tag)
+        return Need(path is None or Path(path).is_file(), what, remedy)
     source = about.get("hf_hub") or about.get("url", "")
     licence = "OpenAI's weights are under MIT" if tag == "openai" else "its licence is said there"
     remedy = f"open_clip downloads it at first use (ViT-B/16: 0.6 GB) from {source}; {licence}"
@@ -153,10 +178,9 @@ def weights_need(profile: Profile) -> Need:
 def cached(about: dict[str, Any]) -> bool:
     """Whether the weights that an open_clip tag means (its config `about`) lie in a cache of this machine."""
     from huggingface_hub import try_to_load_from_cache
-    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
     repository, _, file = about.get("hf_hub", "").rpartition("/")
-    names = [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    names = [file] if file else about["files"]
     if repository and any(isinstance(try_to_load_from_cache(repository, name), str) for name in names):
         return True
     return (Path.home() / ".cache" / "clip" / Path(about.get("url") or "none").name).is_file()

@@ -98,7 +98,7 @@ def _images_need(title: str, files: np.ndarray, expected: int, source: str) -> N
     said = "; its first or last image cannot be decoded: " + " and ".join(faults) if faults else ""
     if len(faults) == len({files[0], files[-1]}):
         return Need(False, what + said, "unpack it again", "WRONG")
-    part = "" if whole else ", not the whole set, so no verdict against published numbers"
+    part = "" if whole else ", not the published number"
     return Need(True if whole and not faults else None, what + part + said)
 
 
