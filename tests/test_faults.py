@@ -139,7 +139,7 @@ def plant(root: Path, tree: dict[str, list[str]]) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names and links as Linux has them")
-@settings(max_examples=120, **SLOWLY)
+@settings(max_examples=80, **SLOWLY)
 @given(TREES, TREES, st.sampled_from(["ood", "id", "id/cat", "."]))
 def test_folder_trees(tree: dict[str, list[str]], other: dict[str, list[str]], ood: str) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as base:
