@@ -18,7 +18,7 @@ WHOLE := $(shell $(PY) -c "import sys; from importlib.util import find_spec; \
   2>/dev/null && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-portable lab lint format reference lock clean FORCE
+.PHONY: help setup reproduce test test-portable soak lab lint format reference lock clean FORCE
 
 help: ## say what each target does (the default)
 	@echo "make TARGET [PROFILE=glyphs] [ARGS='...'] [PYTHON=python3.12]"
@@ -36,6 +36,9 @@ test: $(STAMP) ## run the tests (ARGS='-m "not slow"' for daily work, ARGS='-k n
 
 test-portable: $(STAMP) ## run the numeric tests as older CPUs with 1, 2 and 4 threads would
 	@$(PY) tests/portable.py $(ARGS)
+
+soak: $(STAMP) ## kill a run at random moments, fill its disk, and see that it goes on to the same tables (half an hour)
+	@$(PY) tests/soak.py $(ARGS)
 
 lab: $(STAMP) ## open JupyterLab on notebooks/
 	@echo "lab: starting JupyterLab on notebooks/; Ctrl-C stops it"

@@ -43,6 +43,9 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     run.add_argument("--run", default="", help="folder below outputs/ (default: the profile's name)")
     run.add_argument("--only", nargs="+", default=[], metavar="NB", help="only these, by number or name")
     run.add_argument("--force", action="store_true", help="run them even if they are done")
+    run.add_argument(
+        "--verify", action="store_true", help="hash every output of the run, not only changed ones"
+    )
     run.add_argument("--timeout", type=float, metavar="MIN", help="wall-clock limit of one notebook, minutes")
     check = commands.add_parser("check", help="say what this machine has and what each profile needs")
     check.add_argument("--profile", help="one profile (default: all)")
@@ -89,7 +92,8 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError(f"--timeout {options.timeout:g} is refused: give minutes above 0, at most a million")
     changes = config.parse_changes(options.p)
     try:
-        runner.run_series(options.profile, changes, options.run, options.only, options.force, options.timeout)
+        how = (options.run, options.only, options.force, options.timeout, options.verify)
+        runner.run_series(options.profile, changes, *how)
     except runner.NotebookFailed as failure:
         print(f"ood: {failure}", file=sys.stderr)
         return 1
@@ -114,17 +118,21 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from . import config, files, store
+    from . import config, store
     from .series import state
 
     rows = {"Notebooks": [(n.name, n.question) for n in state.find(config.ROOT / "notebooks")]}
     rows["Profiles"] = [(name, config.load_profile(name).title) for name in config.profile_names()]
     runs = rows[f"Runs in {store.OUTPUTS}"] = []
     for path in sorted(store.OUTPUTS.glob("*/run.json")):
-        record = files.read_json(path)
-        entries = sorted(record.get("notebooks", {}).items())
-        states = ", ".join(f"{name.split('_')[0]} {entry.get('status')}" for name, entry in entries)
-        runs.append((path.parent.name, f"{record.get('status', 'unknown')}: {states}"))
+        try:
+            record = store.read_record(path.parent)
+        except UserError as fault:
+            runs.append((path.parent.name, str(fault)))
+            continue
+        entries = sorted(record["notebooks"].items())
+        states = ", ".join(f"{name.split('_')[0]} {entry['status']}" for name, entry in entries)
+        runs.append((path.parent.name, f"{record['status']}: {states}"))
     for heading, pairs in rows.items():
         print(heading)
         for name, what in pairs or [("none yet", "`ood run` makes one")]:

@@ -384,13 +384,15 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise UserError(f"-p {pair[:80]} has no value; write -p KEY=VALUE")
+            raise UserError(f"-p {quoted(pair)[1:-1]} has no value; write -p KEY=VALUE")
         if (field := Profile.model_fields.get(key)) is None:
             raise UserError(f"unknown parameter {quoted(key)}{nearest(key, Profile.model_fields)}")
         try:
             changes[key] = text if field.annotation is str else parse_yaml(text)
         except yaml.YAMLError:
-            raise UserError(f"-p {key}={text[:80]} is not a YAML value; quote it for the shell") from None
+            raise UserError(
+                f"-p {key}={quoted(text)[1:-1]} is not a YAML value; quote it for the shell"
+            ) from None
     return absolute_paths(changes, Path.cwd())
 
 

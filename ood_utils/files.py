@@ -99,12 +99,15 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, {} when there is no file; UserError when the file is broken."""
+    """A JSON object from a file, {} when there is no file; UserError when it holds anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds no JSON object but a {type(value).__name__}")
+        return value
     except FileNotFoundError:
         return {}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); delete it or use --force or another --run name"
         ) from None

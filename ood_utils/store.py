@@ -8,7 +8,9 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from .config import ROOT, Profile, load_profile
 from .errors import UserError, quoted
@@ -22,6 +24,38 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1  # of run.json; a folder of another version is never mixed with this one
 SMOKE_TEST = "Smoke test: GlyphCLIP knows only glyphs, these numbers mean nothing."
 OUTPUTS = Path(os.environ.get("OOD_OUTPUTS") or ROOT / "outputs").resolve()
+
+
+def _inside(path: str) -> str:
+    if ".." in Path(path).parts:
+        raise ValueError("it leads out of the run")
+    return path
+
+
+class _Entry(BaseModel, extra="allow"):
+    """A notebook's part of run.json, as far as the package reads it."""
+
+    status: str
+    inputs: dict[str, str] = {}
+    outputs: dict[
+        Annotated[str, Field(pattern=r"^\w[^\\:]*$"), AfterValidator(_inside)], dict[str, int | str]
+    ] = {}
+    copy_: dict[str, int | str] = Field({}, alias="copy")
+    error: dict[str, Any] = {}
+    seconds: float = 0
+
+
+class _Record(BaseModel, extra="allow"):
+    """run.json, as far as the package reads it."""
+
+    run: str = ""
+    id: str = ""
+    profile: str = ""
+    status: str = ""
+    changes: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+    notebooks: dict[str, _Entry]
 
 
 @dataclass(frozen=True)
@@ -149,7 +183,13 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{folder} was written by another version (schema {record.get('schema_version')}, this is "
             f"{SCHEMA_VERSION}); run again with --force or with another --run name"
         )
-    return record
+    try:
+        known = _Record(**record).model_dump(by_alias=True, exclude_unset=True) if record else {}
+        return known and _Record(notebooks={}).model_dump() | known
+    except ValidationError as error:
+        where = " of ".join(str(part) for part in reversed(error.errors()[0]["loc"]))
+        fault = f"{folder / 'run.json'} is damaged ({quoted(where)}: {error.errors()[0]['msg'].lower()})"
+        raise UserError(f"{fault}; run again with --force or with another --run name") from None
 
 
 def new_record(

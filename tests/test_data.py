@@ -270,7 +270,8 @@ def test_a_broken_link_is_named_and_a_circle_is_walked_once(folders, tmp_path, l
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        (b"caf\xe9", rb"class folder .*id/caf\\xe9 is not named in UTF-8; rename it"),
+        (b"caf\xe9", rb"class folder .*id/caf\\xe9: the name is not UTF-8 or has control char"),
+        (b"a\nb", rb"class folder .*id/a\\nb: the name is not UTF-8 or has control characters; rename it"),
         (b"red fox", rb"'red fox' and 'red_fox' of .*id are one name to a model, 'red fox'; rename one"),
         (b"Wolf", rb"'Wolf' and 'wolf' of .*id are one name"),
         ("e\u0301".encode(), rb"'e\\u0301' and '\\xe9' of .*id are one name"),

@@ -179,9 +179,10 @@ def test_class_gaps(world):
 
 def test_globe_html_stands_alone(world):
     globe = globes(world)["gap-latitude"]
-    page = plots.globe_html(globe, "A globe", hover={"texts": ["alpha"] * 8})
+    tag = "</script><img src=x onerror=alert(1)>"  # a class's name
+    page = plots.globe_html(globe, "A globe", hover={"texts": ["alpha", tag] * 4})
     assert len(page) > 3_000_000 and not re.search(r"<script[^>]+src=", page)
-    assert "A globe" in page and "alpha" in page
+    assert "A globe" in page and "alpha" in page and "onerror=alert" in page and "<img src=x" not in page
 
 
 def test_a_gallery_names_its_rows() -> None:

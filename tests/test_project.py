@@ -43,6 +43,7 @@ TARGETS = [
     "reproduce",
     "test",
     "test-portable",
+    "soak",
     "lab",
     "lint",
     "format",

@@ -240,3 +240,40 @@ def test_claims_are_sentences_in_markdown(tmp_path):
     path = files.atomic_write(tmp_path / "claims.csv", "group,claim\n**far**,- **far**: 3 < 4\nnear,\n")
     html = report._table(path, 12)["html"]
     assert "<li><strong>far</strong>: 3 &lt; 4</li>" in html and ">**far**<" in html and "nan" not in html
+
+
+def test_a_damaged_table_is_one_sentence_and_a_damaged_notebook_a_page_that_says_so(folder, pages, capsys):
+    copy = folder / "notebooks" / "01_first.ipynb"
+    copy.write_text(copy.read_text()[:300])
+    store.write_record(folder, store.read_record(folder) | {"status": "partial"})
+    assert report.build(folder)
+    assert "01_first.ipynb is no whole notebook" in Page(folder / "notebooks" / "01_first.html").text
+    assert "01_first.ipynb is no whole notebook (" in capsys.readouterr().out
+    for content in (b"", b"a,b\n1,2,3,4\n1\n5,6,7,8,9\n", b"\xff\xfe\x00broken"):
+        (folder / "tables" / "long.csv").write_bytes(content)
+        with pytest.raises(
+            UserError, match=r"^table .*long.csv is damaged \([^\n]*\); `ood run` makes it again$"
+        ):
+            report.build(folder)
+
+
+TAG = "<img src=x onerror=alert(1)>"
+
+
+def test_the_names_of_classes_and_files_are_never_tags(folder):
+    begun = store.RunFolder(folder, config.Profile(), "01_first")
+    begun.save_table("answer", pd.DataFrame({"class": [TAG], "claim": [TAG], TAG: [1]}))
+    begun.save_results({"answer": [f"Worst: {TAG}."], "worst class": TAG, TAG: 3})
+    files.atomic_write(
+        folder / "checkpoints" / "a" / "card.json", json.dumps({"unreadable": [f"{TAG}/1.jpg"]})
+    )
+    copy = folder / "notebooks" / "01_first.ipynb"
+    content = json.loads(copy.read_text())
+    table = {"text/html": pd.DataFrame({"class": [TAG]}).to_html(), "text/plain": TAG}
+    shown = {"output_type": "display_data", "metadata": {}, "data": table}
+    content["cells"][3]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": f"{TAG}\n"}, shown]
+    copy.write_text(json.dumps(content))
+    assert report.build(folder)
+    for path in (folder / "index.html", folder / "notebooks" / "01_first.html"):
+        images = [image for image in Page(path).images if image.get("src") == "x"]
+        assert not images and "<img src=x" not in path.read_text() and TAG in Page(path).text

@@ -18,7 +18,7 @@ from fakes import notebook, stand_in
 
 from ood_utils import config, files, provenance, store
 from ood_utils.errors import UserError
-from ood_utils.series import kernel, progress, runner, state
+from ood_utils.series import kernel, progress, report, runner, state
 
 FIRST = """
 import json, os, sys
@@ -381,6 +381,87 @@ def test_the_user_s_files_decide_too(world, calls):
     assert len(calls) == 4
 
 
+def test_the_executed_notebook_and_the_detector_are_outputs_too(world, calls, monkeypatch):
+    writes = {"detector/card.json": "{}", "detector/text/class.bin": "rows"}
+    stand_in(monkeypatch, calls, WRITES | {"02_second": WRITES["02_second"] | writes})
+    folder = run(world)
+    assert set(writes) <= set(record(world)["notebooks"]["02_second"]["outputs"])
+    (folder / "detector/text/class.bin").unlink()
+    run(world)
+    assert (
+        record(world)["notebooks"]["02_second"]["reason"]
+        == "detector/text/class.bin is missing or was changed"
+    )
+    (folder / "detector/card.json").write_text("{")
+    run(world)
+    copy = folder / "notebooks/02_second.ipynb"
+    copy.write_text(copy.read_text()[:100])
+    run(world)
+    assert (
+        record(world)["notebooks"]["02_second"]["reason"]
+        == "notebooks/02_second.ipynb is missing or was changed"
+    )
+    assert calls == ["01_first"] + 4 * ["02_second"] and record(world)["status"] == "done"
+
+
+@pytest.mark.parametrize("path", ["tables/t.csv", "checkpoints/cma/model.bin", "notebooks/02_second.ipynb"])
+def test_verify_notices_a_flipped_byte_whose_time_was_kept(world, calls, capsys, path):
+    folder = run(world)
+    stat, content = (folder / path).stat(), bytearray((folder / path).read_bytes())
+    content[-1] ^= 1
+    (folder / path).write_bytes(content)
+    os.utime(folder / path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    run(world)
+    assert len(calls) == 2  # nobody looks into a file whose time and size are as recorded
+    run(world, verify=True)
+    assert calls[2:] == ["02_second"] and f"({path} is missing or was changed" in capsys.readouterr().out
+    run(world, verify=True)
+    assert len(calls) == 3 and capsys.readouterr().out.count("nothing changed, every output hashed") == 2
+
+
+OLD = {"schema_version": 1, "notebooks": {"01_first": {"status": "done"}}}  # without inputs
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ([], "run.json cannot be read .it holds no JSON object but a list.; delete it or use --force"),
+        ("text", "holds no JSON object but a str"),
+        ({"schema_version": 1}, "run.json is damaged .'notebooks': field required.; run again with --force"),
+        ({"schema_version": 1, "notebooks": []}, "run.json is damaged .'notebooks'"),
+        ({"schema_version": 1, "notebooks": {"01_first": 3}}, "damaged .'01_first of notebooks'"),
+        (
+            {"schema_version": 1, "notebooks": {"01_first": {}}},
+            "damaged .'status of 01_first of notebooks': field",
+        ),
+        (OLD | {"changes": 3}, "damaged .'changes'"),
+        *(
+            (
+                {"schema_version": 1, "notebooks": {"x": {"status": "done", "outputs": {path: {}}}}},
+                "outputs of x",
+            )
+            for path in ("../../else", "tables/../../../else", "/etc/passwd", "C:/x", "")
+        ),
+    ],
+)
+def test_a_run_json_of_another_shape_is_one_sentence(world, calls, made, said):
+    path = files.atomic_write(world / "outputs" / "glyphs-tiny" / "run.json", json.dumps(made))
+    for call in (run, lambda _: report.build(path.parent)):
+        with pytest.raises(UserError, match=said) as caught:
+            call(world)
+        assert "\n" not in str(caught.value)
+    run(world, force=True)
+    assert len(calls) == 2 and record(world)["status"] == "done"
+
+
+def test_an_entry_that_does_not_say_from_what_it_was_made_is_made_again(world, calls):
+    files.atomic_write(world / "outputs" / "glyphs-tiny" / "run.json", json.dumps(OLD))
+    assert report.build(world / "outputs" / "glyphs-tiny")
+    run(world)
+    assert calls == ["01_first", "02_second"]
+    assert record(world)["notebooks"]["01_first"]["reason"] == "run.json does not say from what it was made"
+
+
 def test_only_and_force(world, calls):
     run(world, only=["02"])
     assert calls == ["02_second"] and record(world)["status"] == "partial"
@@ -567,5 +648,10 @@ def test_tree_hash_sees_names_sizes_and_times(tmp_path):
         seen.add(state.tree_hash(tmp_path))
     file.rename(tmp_path / "a" / "2.png")
     seen.add(state.tree_hash(tmp_path))
-    assert len(seen) == 3 and state.tree_hash(tmp_path) in seen
+    (tmp_path / "a" / "circle").symlink_to(tmp_path)  # links are part of it, wherever they lead
+    for name in ("gone.png", "itself.png"):
+        (tmp_path / "a" / "itself.png").unlink(missing_ok=True)
+        (tmp_path / "a" / "itself.png").symlink_to(name)
+        seen.add(state.tree_hash(tmp_path))
+    assert len(seen) == 5 and state.tree_hash(tmp_path) in seen
     assert state.tree_hash(tmp_path / "a" / "2.png") != state.tree_hash(Path(__file__))

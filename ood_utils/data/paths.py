@@ -5,6 +5,7 @@ Paths are text here: a million Path objects take half a minute.
 
 import json
 import os
+import re
 import time
 import unicodedata
 from collections import Counter
@@ -136,8 +137,9 @@ def overlaps(data_root: str, ood_roots: Mapping[str, str]) -> Iterator[Need]:
 
 
 def printable(path: str | Path) -> str:
-    """A path as text that can be written anywhere: bytes of its name that are no UTF-8 become ``\\xNN``."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path as one line of text: control characters and bytes that are no UTF-8 are escaped (``\\xNN``)."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else re.sub("[\x00-\x1f\x7f-\x9f]", lambda c: ascii(c[0])[1:-1], text)
 
 
 def _check_names(folder: Path, names: list[str]) -> None:
@@ -146,7 +148,8 @@ def _check_names(folder: Path, names: list[str]) -> None:
     known: dict[str, str] = {}
     for name in names:
         if printable(name) != name:
-            raise UserError(f"class folder {folder}/{printable(name)} is not named in UTF-8; rename it")
+            fault = "the name is not UTF-8 or has control characters"
+            raise UserError(f"class folder {printable(folder / name)}: {fault}; rename it")
         if Path(os.path.realpath(folder / name)) in (here, *here.parents):
             raise UserError(f"class folder {folder / name} is a link back up, in a circle; take it away")
         spoken = " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,20 @@ def build(folder: Path, series: Sequence[Notebook] = ()) -> bool:
     from . import page  # nbconvert takes two seconds to load
 
     for copy in sorted((folder / "notebooks").glob("*.ipynb")):
-        if ".partial" not in copy.name:
-            files.atomic_write(copy.with_suffix(".html"), page.notebook(copy))
+        if ".partial" in copy.name:
+            continue
+        try:
+            html = page.notebook(copy)
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as fault:  # nbformat, of a file that is cut off
+            said = f"{copy} is no whole notebook ({type(fault).__name__}); `ood run` makes it again"
+            html = f"<!doctype html><title>{copy.stem}</title><p>{escape(said)}</p>"
+            print(f"report: {said}")
+        files.atomic_write(copy.with_suffix(".html"), html)
     files.atomic_write(index, _index(folder, record, {n.name: n.question for n in series}, key))
     return True
 
@@ -101,10 +114,15 @@ def _table(path: Path, limit: int) -> dict[str, Any]:
 
     from . import page
 
-    frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    try:
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except (ValueError, OSError) as fault:  # pandas' own are ValueErrors
+        what = " ".join(str(fault).split())
+        raise UserError(f"table {path} is damaged ({what}); `ood run` makes it again") from None
     right = {name: [{"selector": "", "props": "text-align:right"}] for name in frame.select_dtypes("number")}
     style = Styler(frame.head(limit), uuid=f"{path.stem}-{limit}", cell_ids=False).hide(axis="index")
     style = style.format(_cell, na_rep="", escape="html").set_table_styles(right)
+    style = style.format_index(str, axis="columns", escape="html")
     html = style.format(page.html, subset=[*MARKDOWN & {*frame}], na_rep="").to_html()
     words = {*frame.columns, *frame.select_dtypes(exclude="number").astype(str).to_numpy().ravel()}
     notes = [f"{name}: {text}." for name, text in COLUMNS.items() if name in words]

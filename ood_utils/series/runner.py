@@ -31,10 +31,12 @@ def run_series(
     only: Iterable[str] = (),
     force: bool = False,
     timeout: float | None = None,
+    verify: bool = False,
 ) -> Path:
     """Run the notebooks that must run, in order; then write the report. Returns the run's folder.
 
-    timeout: wall-clock limit of one notebook in minutes (default: the profile's). Everything the user gave is
+    timeout: wall-clock limit of one notebook in minutes (default: the profile's). verify: hash every recorded
+    output, not only those whose time or size differ. Everything the user gave is
     checked before a kernel starts (UserError). NotebookFailed when one fails: nothing after it runs.
     KeyboardInterrupt leaves a run that the next call takes up.
     """
@@ -50,7 +52,7 @@ def run_series(
         record = store.new_record(name, profile, values, changes or {}, {})
         with suppress(UserError) if force else nullcontext():  # what another version wrote
             record = store.read_record(folder) or record
-        inputs = Inputs(values, series)
+        inputs = Inputs(values, series, verify)
         job = _Job(folder, record, profile, values, inputs, 60 * (timeout or values.timeout_minutes))
         try:
             due = chosen if force else [n for n in chosen if inputs.reason(n, record, folder)]
@@ -63,7 +65,8 @@ def run_series(
                     if reason:
                         job.run(notebook, reason)
                     else:
-                        print(f"{notebook.name}: done already, nothing changed")
+                        checked = ", every output hashed" if verify else ""
+                        print(f"{notebook.name}: done already, nothing changed{checked}")
         finally:
             _finish(folder, record, inputs)
     return folder
@@ -123,6 +126,8 @@ class _Job:
         finally:
             progress.close("failed" if "error" in entry else "done")
             _rename(copy, notebook.name, entry.get("error"))
+            if entry["status"] == "done":
+                entry["copy"] = state.facts(copy.with_name(notebook.path.name))
             state.own(self.folder, self.record, notebook.name, before)
             spent = {"seconds": round(time.monotonic() - begun, 1), "peak_mib": progress.peak}
             entry.update(finished=now(), **spent)

@@ -13,11 +13,19 @@ from typing import Any
 
 from .. import errors, files, provenance, registry
 from ..config import PACKAGE, Profile
+from ..data.paths import walk
 from ..errors import UserError
 from ..files import hash_of
 
 NOT_IN_NOTEBOOKS = ("series", "tools", "__main__.py")  # parts of the package that change no notebook's result
-KEPT = ("figures", "tables", "results", "checkpoints")  # embeddings are caches keyed by their content
+KEPT = (
+    "figures",
+    "tables",
+    "results",
+    "checkpoints",
+    "detector",
+    "detector.safetensors",
+)  # embeddings are caches keyed by their content
 READ_BY_OTHERS = ("tables/", "results/", "checkpoints/")
 WHY = {
     "code": "its code changed",
@@ -98,11 +106,10 @@ def choose(notebooks: Sequence[Notebook], only: Iterable[str]) -> list[Notebook]
 def tree_hash(path: Path, stat_limit: int = 100_000) -> str:
     """Hash of a file's, or a folder's, list of names, with size and time for the first `stat_limit` files."""
     rows: list[tuple] = []
-    for folder, folders, names in os.walk(path) if path.is_dir() else [(str(path.parent), [], [path.name])]:
-        folders.sort()
-        for name in sorted(names):
-            stat = os.stat(os.path.join(folder, name)) if len(rows) < stat_limit else None
-            rows.append((os.path.relpath(folder, path), name, stat and (stat.st_size, stat.st_mtime_ns)))
+    for folder, names in walk(path) if path.is_dir() else [(str(path.parent), [path.name])]:
+        for file in (os.path.join(folder, name) for name in names):
+            stat = (os.stat if os.path.exists(file) else os.lstat)(file) if len(rows) < stat_limit else None
+            rows.append((os.path.relpath(file, path), stat and (stat.st_size, stat.st_mtime_ns)))
     return hash_of(rows)
 
 
@@ -116,8 +123,10 @@ def module_hash(package: Path) -> str:
 class Inputs:
     """What decides whether a notebook must run: hashes of code, values, module, versions and files read."""
 
-    def __init__(self, profile: Profile, series: Sequence[Notebook]) -> None:
-        self.series = series
+    def __init__(self, profile: Profile, series: Sequence[Notebook], verify: bool = False) -> None:
+        """``verify``: outputs are hashed once even where time and size are as recorded."""
+        self.series, self.verify = series, verify
+        self.whole: set[Path] = set()  # outputs that were hashed and are as recorded
         self.common = {"profile": profile.key(), "module": module_hash(PACKAGE)}
         self.common["versions"] = hash_of(provenance.versions())
         names = [profile.data_root, *profile.ood_roots.values(), profile.corpus, profile.pretrained]
@@ -131,7 +140,7 @@ class Inputs:
         """Part -> hash for one notebook, given what earlier ones have written."""
         earlier = self.series[: self.series.index(notebook)]
         written = [record["notebooks"].get(other.name, {}).get("outputs", {}) for other in earlier]
-        read = [(path, facts["sha256"]) for outputs in written for path, facts in outputs.items()]
+        read = [(path, known.get("sha256")) for outputs in written for path, known in outputs.items()]
         read = sorted(row for row in read if row[0].startswith(READ_BY_OTHERS))
         return {"code": hash_of(notebook.code), **self.common, "files": hash_of([self.outside, read])}
 
@@ -142,28 +151,38 @@ class Inputs:
         if status != "done":
             return STATES.get(status, f"{status} last time")
         current = self.of(notebook, record)
+        if not entry.get("inputs"):
+            return "run.json does not say from what it was made"
         if changed := [why for part, why in WHY.items() if entry["inputs"].get(part) != current[part]]:
             return " and ".join(changed)
-        spoilt = [path for path, facts in entry["outputs"].items() if not _same(folder / path, facts)]
         copy = f"notebooks/{notebook.path.name}"
-        spoilt += [] if (folder / copy).is_file() else [copy]
-        return f"{spoilt[0]} is missing or was changed" if spoilt else None
+        made = entry.get("outputs", {}) | {copy: entry.get("copy", {})}
+        spoilt = next((path for path, known in made.items() if not self._same(folder / path, known)), None)
+        return spoilt and f"{spoilt} is missing or was changed"
+
+    def _same(self, path: Path, known: dict[str, Any]) -> bool:
+        """Whether an output is what was recorded; its bytes are read if time or size differ, or to verify."""
+        if not path.is_file():
+            return False
+        if path in self.whole or (not self.verify and _stat(path).items() <= known.items()):
+            return True
+        if same := known.get("sha256") in (None, files.file_hash(path)):  # None: an older version's notebook
+            self.whole.add(path)
+        return same
 
 
 def _stat(path: Path) -> dict[str, int]:
     return {"bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
 
 
-def _same(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether an output is still what was recorded; its bytes are read only when its time or size differs."""
-    if not path.is_file():
-        return False
-    return _stat(path).items() <= facts.items() or files.file_hash(path) == facts["sha256"]
+def facts(path: Path) -> dict[str, Any]:
+    """What is recorded of a file: bytes, mtime_ns, sha256."""
+    return _stat(path) | {"sha256": files.file_hash(path)}
 
 
 def snapshot(folder: Path) -> Stats:
     """What is kept of a run; logs and the state of an unfinished training come and go."""
-    found = [p for kind in KEPT for p in sorted((folder / kind).rglob("*")) if p.is_file()]
+    found = [p for k in KEPT for p in (folder / k, *sorted((folder / k).rglob("*"))) if p.is_file()]
     kept = [p for p in found if p.name[0] != "." and p.suffix != ".log" and p.name != "state.pt"]
     return {p.relative_to(folder).as_posix(): _stat(p) for p in kept}
 
@@ -178,7 +197,7 @@ def own(folder: Path, record: dict[str, Any], name: str, before: Stats) -> None:
     done, old, fresh = entry["status"] == "done", entry.get("outputs", {}), {}
     for path, stat in snapshot(folder).items():
         if before.get(path) != stat or (done and path in old and path.startswith("checkpoints/")):
-            fresh[path] = stat | {"sha256": files.file_hash(folder / path)}
+            fresh[path] = facts(folder / path)
     entry["outputs"] = fresh if done else old | fresh
     if done:
         for path in old.keys() - fresh.keys():
