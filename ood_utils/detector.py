@@ -126,8 +126,10 @@ class Detector:
         from scipy.stats import betabinom
 
         _, n, _, rank = self._calibrated().values()
-        rejected, expected = np.sum(~np.asarray(is_id, bool)), betabinom(len(is_id), rank, n + 1 - rank)
-        return min(1.0, 2 * float(min(expected.sf(rejected - 1), expected.cdf(rejected))))
+        m, accepted = len(is_id), np.sum(is_id)
+        few = betabinom.cdf(m - accepted, m, rank, n + 1 - rank)
+        many = betabinom.cdf(accepted, m, n + 1 - rank, rank)  # 1 - cdf would end at rounding
+        return min(1.0, 2 * float(min(few, many)))
 
     def drift(self, is_id: np.ndarray) -> str:
         """Nothing, or one sentence: far more or fewer images are rejected than the calibration lets expect.

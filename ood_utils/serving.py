@@ -43,7 +43,7 @@ class TorchTower:
 
         lost: list[tuple[int, str]] = []
         if hasattr(images, "shape"):
-            dataset: Any = [(image, -1) for image in torch.as_tensor(images)]
+            dataset: Any = [(image, -1) for image in torch.as_tensor(images).cpu()]
         else:
             if self.preprocessing is None:
                 residual.no_image(images)

@@ -201,6 +201,8 @@ def test_drift_is_said_where_calibration_does_not_explain_it_and_else_hardly_eve
     assert guard.drift(batch >= 20) == guard.drift(batch[:0] > 0) == ""
     assert "80 of 400 images rejected, more than the 20 that id_val lets expect" in guard.drift(batch >= 80)
     assert "0 of 400 images rejected, fewer than the 20" in guard.drift(batch >= 0)
+    tail = stats.betabinom(400, 10, 191).logpmf(np.arange(390, 401))
+    assert guard.surprise(batch >= 390) == pytest.approx(2 * np.exp(tail).sum(), rel=1e-6)
     random = np.random.default_rng(0)
     chance = stats.beta(10, 191).rvs(500, random_state=random)  # thresholds of other calibrations
     said = [bool(guard.drift(random.random(100) >= share)) for share in chance]
