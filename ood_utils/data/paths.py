@@ -40,6 +40,16 @@ def _array(paths: Iterable[str]) -> np.ndarray:
     return np.array(list(paths), dtype=object)
 
 
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, its sorted file names), of a folder and all below it; links are followed, circles are not."""
+    above = {str(folder): frozenset(map(str, Path(os.path.realpath(folder)).parents))}
+    for here, folders, names in os.walk(folder, followlinks=True):
+        seen = above.pop(here) | {os.path.realpath(here)}
+        folders[:] = sorted(f for f in folders if os.path.realpath(os.path.join(here, f)) not in seen)
+        above |= dict.fromkeys((os.path.join(here, f) for f in folders), seen)
+        yield here, sorted(names)
+
+
 def _scan(top: str) -> dict[str, tuple[int, list[str]]]:
     """Folder -> (its time in ns, the names of the images in it), of ``top`` and all below it.
 
