@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,23 @@ def test_the_saved_detector_accepts_id_and_rejects_far(folder: Path) -> None:
     carried = pd.read_parquet(folder / "tables" / "acceptance.parquet")
     assert ((carried.low <= carried.share) & (carried.share <= carried.high)).all()
     assert (carried.share[1:] - carried.expected[1:]).abs().max() < 0.03  # within a split the rule is right
+
+
+def test_your_images_end_in_a_detector_that_can_be_moved(folder: Path, results: dict, tmp_path: Path) -> None:
+    own, sets = results["06_your_images"], pd.read_parquet(folder / "tables" / "own_sets.parquet")
+    assert own["copies"] == 1  # the letter that strayed among the arrows
+    assert "answer" not in own  # the report opens with the paper's question, not with the demo
+    assert set(sets["split"]) == {"validation", "test"} and set(sets["use"]) <= {"yes", "no", "not settled"}
+    split = pd.read_parquet(folder / "tables" / "own_split.parquet")
+    assert split["image"].is_unique and all(Path(image).is_file() for image in split["image"])
+    moved = tmp_path / "moved"
+    shutil.copytree(folder / "own_detector", moved)
+    test = split[split["set"] == "id_test"]["image"].tolist()
+    asked = ["score", *test, "--detector", str(moved), "--csv", str(tmp_path / "found.csv")]
+    done = _ood(folder.parent, *asked)
+    assert done.returncode == 0, done.stderr
+    found = pd.read_csv(tmp_path / "found.csv")
+    assert len(found) == len(test) and found["is_id"].mean() == pytest.approx(own["accepted"], abs=0.02)
 
 
 def test_figures_are_small_and_come_with_their_data(folder: Path) -> None:

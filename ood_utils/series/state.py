@@ -24,7 +24,7 @@ KEPT = (
     "results",
     "checkpoints",
     "detector",
-    "detector.safetensors",
+    "own_detector",
 )  # embeddings are caches keyed by their content
 READ_BY_OTHERS = ("tables/", "results/", "checkpoints/")
 WHY = {
