@@ -358,10 +358,10 @@ def paper_tables() -> pd.DataFrame:
 
 def setting(profile: Profile, classes: int) -> str:
     """What a run is, in a line: model, weights, number of ID classes, recipe."""
-    length = f"{profile.epochs} epochs" if profile.epochs else f"{profile.steps} steps"
+    length = f"epochs {profile.epochs}" if profile.epochs else f"steps {profile.steps}"
     model = f"{profile.model}, weights {Path(profile.pretrained).name}, {classes:,} ID classes"
-    seeds = f"lam {profile.lam:g}, {len(profile.seeds)} seeds"
-    return f"{model}; trained for {length} of batch {profile.batch} at {profile.lr:g}, {seeds}"
+    recipe = f"{length}, batch {profile.batch}, lr {profile.lr:g}, lam {profile.lam:g}"
+    return f"{model}; {recipe}, seeds {', '.join(map(str, profile.seeds))}"
 
 
 def against_paper(

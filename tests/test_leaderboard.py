@@ -345,9 +345,8 @@ def test_what_is_not_as_published_gets_no_verdict(book: leaderboard.ScoreBook) -
     small = against_paper(frame, pd.DataFrame([row | {"method": "FLYP"}]), PAPER, 1000, 5000)
     assert set(small["differs"]) == {"training images 5000, not 1281167"}
     said = leaderboard.setting(PAPER.model_copy(update={"pretrained": "/mine/start.pt"}), 100)
-    assert said.startswith(
-        "ViT-B-16-quickgelu, weights start.pt, 100 ID classes; trained for 10 epochs of batch"
-    )
+    recipe = "epochs 10, batch 512, lr 1e-05, lam 0.001, seeds 0, 1, 2"
+    assert said == f"ViT-B-16-quickgelu, weights start.pt, 100 ID classes; {recipe}"
 
 
 def test_no_image_is_averaged_twice() -> None:
