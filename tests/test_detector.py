@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,11 +51,17 @@ def _guard(score: str = "NegLabel", **changes: object) -> Detector:
     return made
 
 
+def _export(place: Path) -> None:
+    _guard().save(place, onnx=True)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved detector, with ONNX, moved to another place; not to be written in."""
     here = tmp_path_factory.mktemp("detector")
-    _guard().save(here / "first" / "detector", onnx=True)
+    # in a process of its own: after an export torch's autograd forbids the forks of other tests
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+        other.submit(_export, here / "first" / "detector").result()
     return Path(shutil.move(here / "first" / "detector", here / "moved"))
 
 
