@@ -69,9 +69,6 @@ class Study:
     validation: dict[str, ImageSet]
     corpus: list[tuple[str, str]] = field(repr=False)
 
-    def __post_init__(self) -> None:
-        check_classes(self.class_names, self.id_test.labels)
-
     def class_texts(self, template: str) -> list[str]:
         """The ID class names in a prompt, "{}" being where the name goes."""
         return [template.replace("{}", name) for name in self.class_names]
