@@ -79,9 +79,6 @@ class Study:
     corpus: list[tuple[str, str]] = field(repr=False)
     notes: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        check_classes(self.class_names, self.id_test.labels)
-
     def class_texts(self, template: str) -> list[str]:
         """The ID class names in a prompt, "{}" being where the name goes."""
         return [template.replace("{}", name) for name in self.class_names]

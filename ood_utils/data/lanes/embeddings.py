@@ -8,7 +8,7 @@ from ...config import Profile
 from ...errors import UserError
 from ...vectors import ID_SETS, Rows, VectorStudy
 from ..corpus import load_corpus
-from ..study import ImageSet, Need, Study, by_use, digest, subset
+from ..study import ImageSet, Need, Study, by_use, check_classes, digest, subset
 
 
 def needs(profile: Profile) -> Iterator[Need]:
@@ -28,6 +28,7 @@ def needs(profile: Profile) -> Iterator[Need]:
     try:
         found = _rows(given, profile)
         _check_prompts(given, profile)
+        check_classes(given.class_names, found["id_test"].labels)
         count, words = len(given.texts()[0]), len(given.corpus[0])
     except UserError as fault:
         yield Need(False, str(fault), "correct study.yaml or the files that it names", "WRONG")
