@@ -168,10 +168,10 @@ def test_your_images_end_in_a_detector_that_can_be_moved(folder: Path, results: 
     assert "answer" not in own  # the report opens with the paper's question, not with the demo
     assert set(sets["split"]) == {"validation", "test"} and set(sets["use"]) <= {"yes", "no", "not settled"}
     split = pd.read_parquet(folder / "tables" / "own_split.parquet")
-    assert split["image"].is_unique and all(Path(image).is_file() for image in split["image"])
+    assert split["image"].is_unique and all((folder / image).is_file() for image in split["image"])
     moved = tmp_path / "moved"
     shutil.copytree(folder / "own_detector", moved)
-    test = split[split["set"] == "id_test"]["image"].tolist()
+    test = [str(folder / image) for image in split[split["set"] == "id_test"]["image"]]
     asked = ["score", *test, "--detector", str(moved), "--csv", str(tmp_path / "found.csv")]
     done = _ood(folder.parent, *asked)
     assert done.returncode == 0, done.stderr

@@ -28,7 +28,7 @@ STUB = (
     "(5 MB) is left out of the committed run; <code>make reproduce</code> writes it.</p></html>\n"
 )
 LINK = re.compile(r',?\s*<a href="([^"#:]+)">[^<]*</a>')  # a word that is a link, with its comma
-EMBEDDED = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=\s]+")
+EMBEDDED = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)")
 
 
 def _smaller(png: bytes) -> bytes:
@@ -39,12 +39,21 @@ def _smaller(png: bytes) -> bytes:
     return small.getvalue()
 
 
+def _embedded(png: re.Match) -> str:
+    """A picture in a notebook's page, smaller and as WebP: it stands in figures/ too."""
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(b64decode(png[1]))) as full:
+        shown = full.convert("RGB").resize([7 * side // 10 for side in full.size])
+        shown.save(small, "WEBP", quality=40, method=6)
+    return f"data:image/webp;base64,{b64encode(small.getvalue()).decode()}"
+
+
 def _kept(path: Path) -> bytes | str:
     """A file of the run, its pictures made smaller where they are figures or stand in a notebook's page."""
     if path.suffix == ".png":
         return _smaller(path.read_bytes())
     if path.parent.name == "notebooks":
-        return EMBEDDED.sub(lambda png: b64encode(_smaller(b64decode(png[0]))).decode(), path.read_text())
+        return EMBEDDED.sub(_embedded, path.read_text())
     if path.match("tables/*.csv"):  # the first rows, four digits: the whole is a `make reproduce` away
         return pd.read_csv(path, nrows=ROWS).to_csv(index=False, float_format="%.4g")
     return STUB if path.match("figures/*.html") else path.read_bytes()
