@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .. import store
-from ..errors import UserError
+from ..errors import UnreadableImage, UserError
 from ..files import atomic_write, file_hash, hash_of
 from .study import Need
 
@@ -215,13 +215,24 @@ def listed_images(list_file: Path, root: Path) -> np.ndarray:
     return _array(paths)
 
 
+def rgb(given: str | Path | Image.Image) -> Image.Image:
+    """A file's image, or one that Pillow holds, as RGB. Raises UnreadableImage naming the file."""
+    try:
+        if isinstance(given, Image.Image):
+            return given.convert("RGB")
+        with Image.open(given, formats=FORMATS) as file:
+            return file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
+        name = getattr(given, "filename", "") if isinstance(given, Image.Image) else given
+        raise UnreadableImage(printable(name or "a PIL image"), printable(str(fault))) from None
+
+
 def unopened(paths: np.ndarray) -> list[str]:
     """What is wrong with the first and the last of some images; nothing where both can be decoded."""
     found = []
     for path in dict.fromkeys((paths[0], paths[-1])):
         try:
-            with Image.open(path, formats=FORMATS) as file:
-                file.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
-            found.append(f"{printable(path)} ({printable(str(fault).split(' ' + repr(path))[0])})")
+            rgb(path)
+        except UnreadableImage as fault:
+            found.append(f"{fault.path} ({fault.reason.split(' ' + repr(path))[0]})")
     return found
