@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import UserError
 from .paths import IMAGE_SUFFIXES, printable, rgb
-from .study import ImageSet, digest
+from .study import ImageSet, digest, of_classes
 
 STATED = 100_000  # files whose sizes are part of a set's fingerprint: asking for a million takes long
 
@@ -89,6 +89,5 @@ def class_set(
     seed: int | None = None,
 ) -> ImageSet:
     """The ID images whose class is in ``kept`` (sorted indices); their labels are positions in it."""
-    chosen = np.isin(labels, kept)
-    positions = np.searchsorted(kept, labels[chosen])
-    return files_set(name, "id", root, paths[chosen], transform, positions, seed)
+    paths, positions = of_classes((paths, labels), kept)
+    return files_set(name, "id", root, paths, transform, positions, seed)
