@@ -9,7 +9,7 @@ import re
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
@@ -34,11 +34,6 @@ def folder_need(name: str, path: str, remedy: str) -> Need:
     there = bool(path) and folder.is_dir()
     found = f": {len(list(folder.iterdir()))} entries" if there else " is no folder"
     return Need(there, f"{name} = '{path}'{found}", remedy)
-
-
-def _array(paths: Iterable[str]) -> np.ndarray:
-    """(n,) paths, to be indexed as their labels are."""
-    return np.array(list(paths), dtype=object)
 
 
 def walk(top: str, strict: bool = False) -> Iterator[tuple[str, list[os.DirEntry]]]:
@@ -111,7 +106,8 @@ def images_below(folder: Path | str) -> np.ndarray:
 
 
 def _paths(found: dict[str, tuple[int, list[str]]]) -> np.ndarray:
-    return _array(f"{at}{os.sep}{name}" for at in sorted(found) for name in found[at][1])
+    paths = [f"{at}{os.sep}{name}" for at in sorted(found) for name in found[at][1]]
+    return np.array(paths, dtype=object)  # to be indexed as their labels are
 
 
 def copies(paths: Sequence[Path]) -> np.ndarray:
@@ -207,7 +203,7 @@ def listed_images(list_file: Path, root: Path) -> np.ndarray:
     if missing := [path for path in paths if not os.path.isfile(path)]:
         there = f"{len(paths) - len(missing):,} of the {len(paths):,} images that {list_file} names"
         raise UserError(f"{there} are there, the first missing one is {missing[0]}; complete the download")
-    return _array(paths)
+    return np.array(paths, dtype=object)
 
 
 def rgb(given: str | Path | Image.Image) -> Image.Image:
