@@ -59,8 +59,11 @@ class TorchTower:
 
         from . import models
 
-        _check_numbers(self.preprocessing)
-        size = self.preprocessing["size"]
+        if (numbers := self.preprocessing) is None:
+            raise UserError("a detector of given embeddings has no image tower; leave onnx out")
+        if not isinstance(size := numbers["size"], int) or numbers["resize_mode"] == "longest":
+            how = f"size {size}, resize mode {numbers['resize_mode']}"
+            raise UserError(f"ONNX serving prepares square images, not {how}; leave onnx out")
         try:
             import onnxscript  # noqa: F401 - what torch's exporter asks for
         except ImportError:
@@ -85,7 +88,6 @@ class OnnxTower:
             import onnxruntime
         except ImportError:
             raise _no_package("onnxruntime") from None
-        _check_numbers(preprocessing)
         self.prepare = partial(pixels, numbers=preprocessing)
         try:
             self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -96,7 +98,8 @@ class OnnxTower:
     def encode(self, images: Any, batch: int, workers: int, progress: bool) -> Encoded:
         """As ``TorchTower.encode``; ``workers`` are threads."""
         rows, lost = [np.empty((0, self.session.get_outputs()[0].shape[1]), np.float32)], []
-        source: Any = images if hasattr(images, "shape") else _Pictures(images, rgb, self.prepare)
+        how = (np.asarray, np.asarray) if hasattr(images, "shape") else (rgb, self.prepare)
+        source = _Pictures(images, *how)
         with (
             ThreadPoolExecutor(max(1, workers)) as pool,
             files.progress(total=len(images), desc="embedding images", disable=not progress) as bar,
@@ -116,10 +119,10 @@ Tower = TorchTower | OnnxTower
 
 @dataclass
 class _Pictures:
-    """Paths and PIL images as a dataset: item -> (transformed image, -1). Raises UnreadableImage."""
+    """Paths, PIL images or rows as a dataset: item -> (transformed image, -1). Raises UnreadableImage."""
 
-    images: Sequence[str | Path | Image.Image]
-    read: Callable[[str | Path | Image.Image], Any]
+    images: Sequence[Any]
+    read: Callable[[Any], Any]
     transform: Callable[[Any], Any]
 
     def __len__(self) -> int:
@@ -145,18 +148,8 @@ def pixels(image: Image.Image, numbers: dict[str, Any]) -> np.ndarray:
     return ((grey - mean) / std).transpose(2, 0, 1)
 
 
-def _check_numbers(numbers: dict[str, Any] | None) -> None:
-    if numbers is None:
-        raise UserError("a detector of given embeddings has no image tower; leave onnx out")
-    if not isinstance(numbers["size"], int) or numbers["resize_mode"] == "longest":
-        how = f"size {numbers['size']}, resize mode {numbers['resize_mode']}"
-        raise UserError(f"ONNX serving prepares square images, not {how}; leave onnx out")
-
-
-def _tried(source: Any, key: int) -> np.ndarray | tuple[int, str]:
+def _tried(source: _Pictures, key: int) -> np.ndarray | tuple[int, str]:
     """Pixels of one image, or (key, path) where it cannot be read."""
-    if not isinstance(source, _Pictures):
-        return np.asarray(source[key])
     try:
         return source[key][0]
     except UnreadableImage as fault:
