@@ -45,10 +45,9 @@ def indices(values: Any, name: str, count: int, below: int) -> np.ndarray:
     """(count,) int64 of whole numbers in [0, below), such as labels; UserError where they are none."""
     array = numbers(values, name)
     whole = array.astype(np.int64) if np.isfinite(array).all() else np.array([])
-    if not (array.shape == whole.shape == (count,) and (whole == array).all()):
+    fits = array.shape == whole.shape == (count,) and (whole == array).all()
+    if not fits or (count and not 0 <= whole.min() <= whole.max() < below):
         raise UserError(f"{name} must be {count} numbers in [0, {below}), whole ones, one per image.")
-    if count and not 0 <= whole.min() <= whole.max() < below:
-        raise UserError(f"{name} must be {count} numbers in [0, {below}), one per image.")
     return whole
 
 

@@ -253,13 +253,7 @@ class Profile(TrainingValues):
     @classmethod
     def _writable(cls, value: Any) -> Any:
         """Texts that a file, a table and a terminal's line can hold."""
-        texts = (
-            [value]
-            if isinstance(value, str)
-            else [*value, *value.values()]
-            if isinstance(value, dict)
-            else []
-        )
+        texts = [*value, *value.values()] if isinstance(value, dict) else [value]
         if any(re.search("[\x00-\x1f\x7f\ud800-\udfff]", text) for text in texts if isinstance(text, str)):
             raise ValueError("it holds a line break, another control character, or bytes that are no UTF-8")
         return value
@@ -320,13 +314,7 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text; yaml.YAMLError when it is not YAML, or holds no value (2020-99-99)."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as fault:  # PyYAML's constructors
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:  # of its constructors
         raise yaml.YAMLError(str(fault)) from None
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -95,9 +96,7 @@ class Detector:
 
         n = len(id_rows)
         if not (rank := conformal_rank(n, target)):
-            need = next(
-                more for more in itertools.count(int(1 / (1 - target)) - 2) if conformal_rank(more, target)
-            )
+            need = math.ceil(1 / (1 - Fraction(str(float(target))))) - 1
             fault = f"{n} images of {on} are too few to accept {target:.6g} of ID images"
             raise UserError(f"{fault}; give at least {need:,}")
         self.threshold = float(np.sort(self._score(id_rows))[rank - 1])
@@ -171,8 +170,6 @@ class Detector:
         nearest = _nearest(rows, self.class_text, self.class_names)
         return dict(zip(BLANK, (score, score >= self.threshold, nearest, negatives), strict=True))
 
-    scores = score_embeddings
-
     def score(self, images: Any, batch: int = 64, workers: int = 0, progress: bool = False) -> dict[str, Any]:
         """The same for file paths, PIL images, or a normalised tensor (n, 3, S, S), n > 0.
 
@@ -236,23 +233,15 @@ class Detector:
         for name in (TEXTS, *(name for name in hashes if name.startswith(wanted))):  # ONNX: weights in .data
             if not (folder / name).is_file() or files.file_hash(folder / name) != hashes[name]:
                 raise UserError(f"{folder / name} is missing or damaged; copy the detector's folder again")
-        texts = load_file(folder / TEXTS)
-        tower = cls._onnx_tower(folder, facts, device) if onnx else cls._torch_tower(folder, facts, device)
-        return cls(**facts, **{"negative_text": None} | texts, tower=tower)
+        if onnx:
+            tower: serving.Tower = serving.OnnxTower(folder / ONNX, facts["preprocessing"], device)
+        else:
+            from . import embeddings, models
 
-    @staticmethod
-    def _onnx_tower(folder: Path, facts: dict[str, Any], device: str) -> serving.OnnxTower:
-        if device not in ("auto", "cpu"):
-            raise UserError(f"device is {device!r}, but ONNX is served on the CPU; leave onnx or device out")
-        return serving.OnnxTower(folder / ONNX, facts["preprocessing"])
-
-    @staticmethod
-    def _torch_tower(folder: Path, facts: dict[str, Any], device: str) -> serving.TorchTower:
-        from . import embeddings, models
-
-        device = embeddings.resolve_device(device)
-        model = models.build(facts["model"], str(folder / WEIGHTS), device)
-        return serving.TorchTower(model, facts["preprocessing"], facts["precision"], device)
+            device = embeddings.resolve_device(device)
+            model = models.build(facts["model"], str(folder / WEIGHTS), device)
+            tower = serving.TorchTower(model, facts["preprocessing"], facts["precision"], device)
+        return cls(**facts, **{"negative_text": None} | load_file(folder / TEXTS), tower=tower)
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -111,10 +111,7 @@ class ScoreBook:
     @cached_property
     def points(self) -> dict[str, np.ndarray]:
         """Set or "average <group>" -> (M, 5) metrics in the order of ``METRICS``."""
-        found = {}
-        for name, ood in self.ood.items():
-            rows = [metrics.ood_metrics(*both).values() for both in zip(self.id, ood, strict=True)]
-            found[name] = pd.DataFrame(rows).to_numpy()
+        found = {name: metrics.point_metrics(self.id, ood) for name, ood in self.ood.items()}
         means = {
             group: np.mean([found[name] for name in sets], axis=0) for group, sets in self.averages.items()
         }

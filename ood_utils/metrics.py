@@ -152,7 +152,7 @@ def paired_bootstrap(
         raise UserError(f"ood_a has {sorted(sets_a)} but ood_b {sorted(sets_b)}; give both the same sets.")
     inside = _stack(id_a, id_b, "id")
     outside = {name: _stack(sets_a[name], sets_b[name], name) for name in sets_a}
-    points = np.mean([_points(inside, scores) for scores in outside.values()], axis=0)
+    points = np.mean([point_metrics(inside, scores) for scores in outside.values()], axis=0)
     draws = bootstrap_draws(inside, outside, n, seed, id_clusters, ood_clusters)
     drawn_a, drawn_b = np.mean([*draws.values()], axis=0)
     limits = np.quantile(drawn_a - drawn_b, [0.025, 0.975], axis=0)
@@ -394,8 +394,8 @@ def _fpr95(positive: np.ndarray, negative: np.ndarray) -> float:
     return float(np.mean(negative >= np.partition(positive, k)[k]))
 
 
-def _points(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    """Metrics of M scorings, (M, 5)."""
+def point_metrics(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """The metrics of M scorings, (M, n_id) and (M, n_ood), in the order of ``METRICS``: (M, 5)."""
     return np.array([[*ood_metrics(*both).values().values()] for both in zip(inside, outside, strict=True)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,13 @@ import numpy as np
 from PIL import Image
 
 from . import files, methods
+from .data.paths import rgb
 from .errors import UnreadableImage, UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # Pillow knows more, and some start programs
-Encoded = tuple[
-    np.ndarray, list[tuple[int, str]]
-]  # unit rows of what could be read; (index, path) of the rest
+Encoded = tuple[np.ndarray, list[tuple[int, str]]]  # unit rows of the readable; (index, path) of the rest
 
 
 @dataclass
@@ -60,8 +59,11 @@ class TorchTower:
 
         from . import models
 
-        _check_numbers(self.preprocessing)
-        size = self.preprocessing["size"]
+        if (numbers := self.preprocessing) is None:
+            raise UserError("a detector of given embeddings has no image tower; leave onnx out")
+        if not isinstance(size := numbers["size"], int) or numbers["resize_mode"] == "longest":
+            how = f"size {size}, resize mode {numbers['resize_mode']}"
+            raise UserError(f"ONNX serving prepares square images, not {how}; leave onnx out")
         try:
             import onnxscript  # noqa: F401 - what torch's exporter asks for
         except ImportError:
@@ -75,17 +77,18 @@ class TorchTower:
 
 
 class OnnxTower:
-    """The exported image tower on the CPU. UserError without onnxruntime or for a file that is none."""
+    """The exported image tower on the CPU. UserError for a GPU, without onnxruntime, a file that is none."""
 
     evidence = methods.PlainEvidence
 
-    def __init__(self, path: Path, preprocessing: dict[str, Any]) -> None:
+    def __init__(self, path: Path, preprocessing: dict[str, Any], device: str) -> None:
+        if device not in ("auto", "cpu"):
+            raise UserError(f"device is {device!r}, but ONNX is served on the CPU; leave onnx or device out")
         try:
             import onnxruntime
         except ImportError:
             raise _no_package("onnxruntime") from None
-        _check_numbers(preprocessing)
-        self.preprocessing = preprocessing
+        self.prepare = partial(pixels, numbers=preprocessing)
         try:
             self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as fault:  # onnxruntime's own classes, which it does not export
@@ -95,7 +98,8 @@ class OnnxTower:
     def encode(self, images: Any, batch: int, workers: int, progress: bool) -> Encoded:
         """As ``TorchTower.encode``; ``workers`` are threads."""
         rows, lost = [np.empty((0, self.session.get_outputs()[0].shape[1]), np.float32)], []
-        source: Any = images if hasattr(images, "shape") else _Pictures(images, _rgb, self._prepared)
+        how = (np.asarray, np.asarray) if hasattr(images, "shape") else (rgb, self.prepare)
+        source = _Pictures(images, *how)
         with (
             ThreadPoolExecutor(max(1, workers)) as pool,
             files.progress(total=len(images), desc="embedding images", disable=not progress) as bar,
@@ -109,39 +113,23 @@ class OnnxTower:
                 bar.update(len(keys))
         return np.concatenate(rows), lost
 
-    def _prepared(self, image: Image.Image) -> np.ndarray:
-        return pixels(image, self.preprocessing)
-
 
 Tower = TorchTower | OnnxTower
 
 
 @dataclass
 class _Pictures:
-    """Paths and PIL images as a dataset: item -> (transformed image, -1). Raises UnreadableImage."""
+    """Paths, PIL images or rows as a dataset: item -> (transformed image, -1). Raises UnreadableImage."""
 
-    images: Sequence[str | Path | Image.Image]
-    read: Callable[[str | Path], Any]
+    images: Sequence[Any]
+    read: Callable[[Any], Any]
     transform: Callable[[Any], Any]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: int) -> tuple[Any, int]:
-        given = self.images[key]
-        return self.transform((_rgb if isinstance(given, Image.Image) else self.read)(given)), -1
-
-
-def _rgb(given: str | Path | Image.Image) -> Image.Image:
-    """A file or PIL image as RGB. Raises UnreadableImage."""
-    try:
-        if isinstance(given, Image.Image):
-            return given.convert("RGB")
-        with Image.open(given, formats=FORMATS) as file:
-            return file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
-        name = getattr(given, "filename", "") if isinstance(given, Image.Image) else given
-        raise UnreadableImage(str(name or "a PIL image"), str(fault)) from None
+        return self.transform(self.read(self.images[key])), -1
 
 
 def pixels(image: Image.Image, numbers: dict[str, Any]) -> np.ndarray:
@@ -160,18 +148,8 @@ def pixels(image: Image.Image, numbers: dict[str, Any]) -> np.ndarray:
     return ((grey - mean) / std).transpose(2, 0, 1)
 
 
-def _check_numbers(numbers: dict[str, Any] | None) -> None:
-    if numbers is None:
-        raise UserError("a detector of given embeddings has no image tower; leave onnx out")
-    if not isinstance(numbers["size"], int) or numbers["resize_mode"] == "longest":
-        how = f"size {numbers['size']}, resize mode {numbers['resize_mode']}"
-        raise UserError(f"ONNX serving prepares square images, not {how}; leave onnx out")
-
-
-def _tried(source: Any, key: int) -> np.ndarray | tuple[int, str]:
+def _tried(source: _Pictures, key: int) -> np.ndarray | tuple[int, str]:
     """Pixels of one image, or (key, path) where it cannot be read."""
-    if not isinstance(source, _Pictures):
-        return np.asarray(source[key])
     try:
         return source[key][0]
     except UnreadableImage as fault:

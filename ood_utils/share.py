@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,22 +37,13 @@ def write(profile: Profile, out: Path, cache: Path, source: str) -> Path:
     if out.exists():
         raise UserError(f"--out {out} is there already; give a new folder, or take that one away")
     study, embedded, bare = _embedded(profile, cache)
-    aside = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    with files.replacing_folder(out, "study.yaml") as aside:
         described = _study_file(study, embedded, profile)
         for name, one in embedded.sets.items():
             _write_set(aside, name, one)
         _write_texts(aside, embedded, bare)
         _yaml(aside / "study.yaml", described, "written by `ood embed`; docs/DATA.md")
         _yaml(aside / f"{out.name}.yaml", _profile(profile, described, source), "ood run --profile THIS_FILE")
-        aside.rename(out)
-    except OSError as fault:
-        reason = fault.strerror or fault
-        raise UserError(f"cannot write {out}: {reason}; free space or rights there") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return out / "study.yaml"
 
 

@@ -161,8 +161,7 @@ def _note_interactive(begun: RunFolder, profile: str, changes: dict[str, Any], f
     fresh = new_record(begun.folder.name, profile, begun.profile, changes, facts)
     record = read_record(begun.folder) or fresh
     entry = record["notebooks"].setdefault(begun.notebook, {"status": "interactive"})
-    used = {"time": now(), "id": begun.id, "changes": changes, "commit": facts["commit"]}
-    entry["interactive"] = used
+    entry["interactive"] = {"time": now(), "id": begun.id, "changes": changes, "commit": facts["commit"]}
     write_record(begun.folder, record)
 
 

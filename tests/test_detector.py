@@ -220,7 +220,7 @@ def test_drift_is_said_where_calibration_does_not_explain_it_and_else_hardly_eve
 def test_a_detector_without_threshold_says_so(tmp_path: Path) -> None:
     raw = Detector.of(NETWORK, _study(), PROFILE)
     acts = [lambda: raw.guarantee, lambda: raw.drift([True]), lambda: raw.save(tmp_path / "d")]
-    for act in [*acts, lambda: raw.scores(_rows(2, 0)), lambda: raw.score([])]:
+    for act in [*acts, lambda: raw.score_embeddings(_rows(2, 0)), lambda: raw.score([])]:
         with pytest.raises(UserError, match="no threshold yet; call calibrate"):
             act()
 
@@ -270,8 +270,8 @@ def test_the_folder_is_whole_movable_and_plain(folder: Path) -> None:
     rows, guard = _rows(30, 6), _guard()
     again = Detector.load(folder, "cpu")
     assert again.guarantee == guard.guarantee
-    for key, value in guard.scores(rows).items():
-        assert np.array_equal(value, again.scores(rows)[key]), key
+    for key, value in guard.score_embeddings(rows).items():
+        assert np.array_equal(value, again.score_embeddings(rows)[key]), key
 
 
 @pytest.mark.parametrize("step", ["write", "rename"])

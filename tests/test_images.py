@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from ood_utils.data import images
 from ood_utils.data.images import ImageFiles, files_set, read_image
-from ood_utils.data.paths import IMAGE_SUFFIXES
+from ood_utils.data.paths import FORMATS, IMAGE_SUFFIXES
 from ood_utils.errors import UnreadableImage, UserError
 
 
@@ -115,7 +115,7 @@ def test_a_file_that_is_no_whole_image_is_named_and_crosses_processes(
 
 
 def test_only_the_formats_of_the_suffixes_are_opened(tmp_path: Path) -> None:
-    assert set(images.FORMATS) == {Image.registered_extensions()[suffix] for suffix in IMAGE_SUFFIXES}
+    assert set(FORMATS) == {Image.registered_extensions()[suffix] for suffix in IMAGE_SUFFIXES}
     photo().save(tmp_path / "a.eps")  # whose reader starts Ghostscript
     for name in ("a.jpg", "a.png"):
         shutil.copy(tmp_path / "a.eps", tmp_path / name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config import Profile
 from ..errors import UserError
-from .study import Need, subset
+from .study import Need, subset, wrong
 
 NEGLABEL_LEFT_OUT = ("noun.animal", "noun.food")  # lexicographer files absent from NegLabel's corpus
 CSP_LEFT_OUT = (*NEGLABEL_LEFT_OUT, "noun.person", "noun.quantity", "noun.group", "adj.pert")
@@ -79,7 +79,7 @@ def list_need(path: str) -> Need:
     try:
         words = finished_list(path)
     except UserError as fault:
-        return Need(False, str(fault), "", "WRONG")
+        return wrong(fault)
     counts = f"{len(words):,} words, {len(set(words)):,} different ones, taken as they are"
     return Need(True, f"negatives {path}: {counts}")
 
@@ -105,8 +105,7 @@ def corpus_need(corpus: str) -> Need:
         try:
             _lines(path)
         except UserError as fault:
-            what, _, remedy = str(fault).rpartition("; ")
-            return Need(False, what, remedy, "WRONG")
+            return wrong(fault)
     return Need(path.exists() and not gone, what, remedy)
 
 

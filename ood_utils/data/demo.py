@@ -57,16 +57,13 @@ def write(folder: Path, classes: int = 20, views: int = 10, seed: int = 0) -> di
 def _photographs(folder: Path, drawings: np.ndarray, seed: int) -> None:
     world = glyph_world.world()
     pool = world.alphas[world.pick(range(0, len(world.names), 50), FACES)]
-    _save(
-        folder,
-        glyph_world.views(world.alphas[drawings], pool, drawings + np.arange(len(drawings)), seed).numpy(),
-    )
+    keys = drawings + np.arange(len(drawings))
+    _save(folder, glyph_world.views(world.alphas[drawings], pool, keys, seed).numpy())
 
 
 def _save(folder: Path, pictures: np.ndarray) -> None:
     """Pictures (n, 3, H, W) in [0, 1] as numbered PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures):
-        Image.fromarray((255 * picture.transpose(1, 2, 0)).round().astype(np.uint8)).save(
-            folder / f"{number:03d}.png"
-        )
+        pixels = (255 * picture.transpose(1, 2, 0)).round().astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")

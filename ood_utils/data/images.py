@@ -12,29 +12,24 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ..errors import UnreadableImage, UserError
-from .paths import FORMATS, IMAGE_SUFFIXES, printable
-from .study import ImageSet, digest
+from ..errors import UserError
+from .paths import IMAGE_SUFFIXES, printable, rgb
+from .study import ImageSet, digest, of_classes
 
 STATED = 100_000  # files whose sizes are part of a set's fingerprint: asking for a million takes long
 
 
-def read_image(path: str | Path) -> Tensor:
-    """An image file as uint8 RGB (3, H, W): JPEG by torchvision, what that cannot read by PIL.
+def read_image(given: str | Path | Image.Image) -> Tensor:
+    """An image file as uint8 RGB (3, H, W): JPEG by torchvision, what that cannot read by PIL, as its images.
 
     Raises UnreadableImage naming the file.
     """
-    path = str(path)
-    if path.lower().endswith((".jpg", ".jpeg")):
+    if not isinstance(given, Image.Image) and str(given).lower().endswith((".jpg", ".jpeg")):
         try:
-            return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
+            return decode_jpeg(read_file(str(given)), mode=ImageReadMode.RGB)
         except (RuntimeError, UnicodeEncodeError):
             pass  # a PNG of that name, CMYK, damage, Latin-1: PIL reads it or says what is wrong
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            return pil_to_tensor(file.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
-        raise UnreadableImage(printable(path), printable(str(fault))) from None
+    return pil_to_tensor(rgb(given))
 
 
 class ImageFiles(Dataset):
@@ -94,6 +89,5 @@ def class_set(
     seed: int | None = None,
 ) -> ImageSet:
     """The ID images whose class is in ``kept`` (sorted indices); their labels are positions in it."""
-    chosen = np.isin(labels, kept)
-    positions = np.searchsorted(kept, labels[chosen])
-    return files_set(name, "id", root, paths[chosen], transform, positions, seed)
+    paths, positions = of_classes((paths, labels), kept)
+    return files_set(name, "id", root, paths, transform, positions, seed)

@@ -9,15 +9,16 @@ import re
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from .. import store
-from ..errors import UserError
+from ..errors import UnreadableImage, UserError
 from ..files import atomic_write, file_hash, hash_of
 from .study import Need
 
@@ -35,45 +36,38 @@ def folder_need(name: str, path: str, remedy: str) -> Need:
     return Need(there, f"{name} = '{path}'{found}", remedy)
 
 
-def _array(paths: Iterable[str]) -> np.ndarray:
-    """(n,) paths, to be indexed as their labels are."""
-    return np.array(list(paths), dtype=object)
+def walk(top: str, strict: bool = False) -> Iterator[tuple[str, list[os.DirEntry]]]:
+    """(folder, what lies in it but folders, by name), of ``top`` and all below it; circles are not followed.
 
-
-def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder, its sorted file names), of a folder and all below it; links are followed, circles are not."""
-    above = {str(folder): frozenset(map(str, Path(os.path.realpath(folder)).parents))}
-    for here, folders, names in os.walk(folder, followlinks=True):
-        seen = above.pop(here) | {os.path.realpath(here)}
-        folders[:] = sorted(f for f in folders if os.path.realpath(os.path.join(here, f)) not in seen)
-        above |= dict.fromkeys((os.path.join(here, f) for f in folders), seen)
-        yield here, sorted(names)
+    A folder that may not be read is passed over, or with ``strict`` an OSError.
+    """
+    parents = frozenset(map(str, Path(os.path.realpath(top)).parents))
+    waiting = [(top, parents)] if os.path.isdir(top) else []
+    while waiting:
+        here, above = waiting.pop()
+        if (real := os.path.realpath(here)) in above:
+            continue
+        try:
+            with os.scandir(here) as found:
+                entries = sorted(found, key=attrgetter("name"))
+        except OSError:
+            if strict:
+                raise
+            continue
+        waiting += [(entry.path, above | {real}) for entry in entries if _is(entry.is_dir)]
+        yield here, [entry for entry in entries if not _is(entry.is_dir)]
 
 
 def _scan(top: str) -> dict[str, tuple[int, list[str]]]:
-    """Folder -> (its time in ns, the names of the images in it), of ``top`` and all below it.
+    """Folder -> (its time in ns, the sorted names of the images in it), of ``top`` and all below it.
 
-    Links are followed, circles not. UserError naming an image that is a broken link.
+    UserError naming an image that is a broken link.
     """
-    found: dict[str, tuple[int, list[str]]] = {}
-    real = os.path.realpath(top)
-    parents = frozenset(map(str, Path(real).parents))
-    waiting, bad = [(top, parents)] if os.path.isdir(top) else [], []
-    while waiting:
-        folder, above = waiting.pop()
-        if (real := os.path.realpath(folder)) in above:
-            continue
-        names: list[str] = []
-        found[folder] = os.stat(folder).st_mtime_ns, names
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                image = entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith("._")
-                if image and _is(entry.is_file):
-                    names.append(entry.name)
-                elif _is(entry.is_dir):
-                    waiting.append((entry.path, above | {real}))
-                elif image:
-                    bad.append(entry.path)
+    found, bad = {}, []
+    for folder, entries in walk(top, strict=True):
+        images = [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and e.name[:2] != "._"]
+        bad += [entry.path for entry in images if not _is(entry.is_file)]
+        found[folder] = os.stat(folder).st_mtime_ns, [entry.name for entry in images]
     if bad:
         fault = "is no file but a link that leads nowhere or in a circle, or a pipe; mend it or take it away"
         raise UserError(f"image {printable(min(bad))} {fault} ({len(bad)} of that kind below {top})")
@@ -99,19 +93,21 @@ def images_below(folder: Path | str) -> np.ndarray:
         found = json.loads(kept.read_bytes())
         if all(os.stat(at).st_mtime_ns == when for at, (when, _) in found.items()):
             return _paths(found)
+    began = time.time_ns()
     try:
         found = _scan(top)
     except OSError as fault:
         raise UserError(f"{fault.filename} cannot be read ({fault.strerror}); give yourself access") from None
     changed = max((when for when, _ in found.values()), default=0)
-    if sum(len(names) for _, names in found.values()) >= BIG and time.time_ns() - changed > SETTLED:
+    if sum(len(names) for _, names in found.values()) >= BIG and began - changed > SETTLED:
         with suppress(UserError):  # a full disk: it is scanned again next time
             atomic_write(kept, json.dumps(found))
     return _paths(found)
 
 
 def _paths(found: dict[str, tuple[int, list[str]]]) -> np.ndarray:
-    return _array(f"{at}{os.sep}{name}" for at in sorted(found) for name in sorted(found[at][1]))
+    paths = [f"{at}{os.sep}{name}" for at in sorted(found) for name in found[at][1]]
+    return np.array(paths, dtype=object)  # to be indexed as their labels are
 
 
 def copies(paths: Sequence[Path]) -> np.ndarray:
@@ -129,21 +125,16 @@ def copies(paths: Sequence[Path]) -> np.ndarray:
 
 def overlaps(data_root: str, ood_roots: Mapping[str, str]) -> Iterator[Need]:
     """OoD sets whose folder is another's too, holds the ID images, or lies among them."""
-    known = {os.path.realpath(data_root): "data_root"} if data_root else {}
+    known: dict[Path, str] = {}
     split = os.path.isdir(os.path.join(data_root, "train"))  # then what is beside train, val, test is free
-    among = [
-        Path(os.path.realpath(data_root), *part)
-        for part in ((["train"], ["val"], ["test"]) if split else [[]])
-    ]
+    parts = ("train", "val", "test") if split else ("",) * bool(data_root)
+    among = [Path(os.path.realpath(data_root), part) for part in parts]
     for name, root in ood_roots.items():
-        real = Path(os.path.realpath(root))
-        other = known.setdefault(str(real), f"ood_roots {name}")
-        if data_root and any(real.is_relative_to(a) or a.is_relative_to(real) for a in among):
-            other = "data_root"
-        if other != f"ood_roots {name}":
-            yield Need(
-                False, f"ood_roots {name} = '{root}' shares images with {other}", "give it others", "WRONG"
-            )
+        real, own = Path(os.path.realpath(root)), f"ood_roots {name}"
+        inside = any(real.is_relative_to(a) or a.is_relative_to(real) for a in among)
+        other = "data_root" if inside else known.setdefault(real, own)
+        if other != own:
+            yield Need(False, f"{own} = '{root}' shares images with {other}", "give it others", "WRONG")
 
 
 def printable(path: str | Path) -> str:
@@ -212,7 +203,19 @@ def listed_images(list_file: Path, root: Path) -> np.ndarray:
     if missing := [path for path in paths if not os.path.isfile(path)]:
         there = f"{len(paths) - len(missing):,} of the {len(paths):,} images that {list_file} names"
         raise UserError(f"{there} are there, the first missing one is {missing[0]}; complete the download")
-    return _array(paths)
+    return np.array(paths, dtype=object)
+
+
+def rgb(given: str | Path | Image.Image) -> Image.Image:
+    """A file's image, or one that Pillow holds, as RGB. Raises UnreadableImage naming the file."""
+    try:
+        if isinstance(given, Image.Image):
+            return given.convert("RGB")
+        with Image.open(given, formats=FORMATS) as file:
+            return file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
+        name = getattr(given, "filename", "") if isinstance(given, Image.Image) else given
+        raise UnreadableImage(printable(name or "a PIL image"), printable(str(fault))) from None
 
 
 def unopened(paths: np.ndarray) -> list[str]:
@@ -220,8 +223,7 @@ def unopened(paths: np.ndarray) -> list[str]:
     found = []
     for path in dict.fromkeys((paths[0], paths[-1])):
         try:
-            with Image.open(path, formats=FORMATS) as file:
-                file.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
-            found.append(f"{printable(path)} ({printable(str(fault).split(' ' + repr(path))[0])})")
+            rgb(path)
+        except UnreadableImage as fault:
+            found.append(f"{fault.path} ({fault.reason.split(' ' + repr(path))[0]})")
     return found

@@ -30,6 +30,12 @@ class Need:
         return f"  { ({True: 'ok', False: self.fault, None: '-'}[self.ok]):8}{self.what}"
 
 
+def wrong(fault: UserError) -> Need:
+    """A fault as a need that is not met: what is wrong and, behind the first semicolon, the remedy."""
+    what, _, remedy = str(fault).partition("; ")
+    return Need(False, what, remedy, "WRONG")
+
+
 def refuse(wanting: Iterable[Need], source: str = "", ask: str = "") -> None:
     """UserError saying the first of some needs that are not met, in the words of ``check``, on one line."""
     for need in wanting:
@@ -119,6 +125,13 @@ def subset(count: int, most: int, seed: int) -> np.ndarray:
     if not 0 < most < count:
         return np.arange(count)
     return np.sort(np.random.default_rng([seed, count]).permutation(count)[:most])
+
+
+def of_classes(part: tuple[np.ndarray, np.ndarray], kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The (paths, labels) of the classes ``kept`` (sorted), labelled by their place in it."""
+    paths, labels = part
+    rows = np.isin(labels, kept)
+    return paths[rows], np.searchsorted(kept, labels[rows])
 
 
 def picture(image_set: ImageSet, index: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import config, data, files, provenance, registry, store
 from ..config import Profile
-from ..data import Need
+from ..data.study import Need, wrong
 from ..errors import UserError
 
 
@@ -77,8 +77,7 @@ def needs(profile: Profile) -> Iterator[Need]:
     try:
         profile.for_series()
     except UserError as fault:
-        what, _, remedy = str(fault).rpartition("; ")
-        yield Need(False, what, remedy, "WRONG")
+        yield wrong(fault)
     yield from data.needs(profile)
     if profile.device != "cpu" and profile.workers and (gpus := _gpus()):
         cores = provenance.cores() / len(gpus)

@@ -18,14 +18,8 @@ from ..errors import UserError
 from ..files import hash_of
 
 NOT_IN_NOTEBOOKS = ("series", "tools", "__main__.py")  # parts of the package that change no notebook's result
-KEPT = (
-    "figures",
-    "tables",
-    "results",
-    "checkpoints",
-    "detector",
-    "own_detector",
-)  # embeddings are caches keyed by their content
+# embeddings are caches keyed by their content
+KEPT = ("figures", "tables", "results", "checkpoints", "detector", "own_detector")
 READ_BY_OTHERS = ("tables/", "results/", "checkpoints/")
 WHY = {
     "code": "its code changed",
@@ -106,10 +100,10 @@ def choose(notebooks: Sequence[Notebook], only: Iterable[str]) -> list[Notebook]
 def tree_hash(path: Path, stat_limit: int = 100_000) -> str:
     """Hash of a file's, or a folder's, list of names, with size and time for the first `stat_limit` files."""
     rows: list[tuple] = []
-    for folder, names in walk(path) if path.is_dir() else [(str(path.parent), [path.name])]:
-        for file in (os.path.join(folder, name) for name in names):
-            stat = (os.stat if os.path.exists(file) else os.lstat)(file) if len(rows) < stat_limit else None
-            rows.append((os.path.relpath(file, path), stat and (stat.st_size, stat.st_mtime_ns)))
+    below = [entry.path for _, entries in walk(str(path)) for entry in entries]
+    for file in below if path.is_dir() else [str(path)]:
+        stat = (os.stat if os.path.exists(file) else os.lstat)(file) if len(rows) < stat_limit else None
+        rows.append((os.path.relpath(file, path), stat and (stat.st_size, stat.st_mtime_ns)))
     return hash_of(rows)
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from ...config import Profile
 from ...errors import UserError, nearest
 from ..corpus import load_corpus
 from ..paths import class_folders, copies, folder_need, images_below, overlaps, printable
-from ..study import Need, Study, by_use, check_classes, subset
+from ..study import Need, Study, by_use, check_classes, of_classes, subset, wrong
 
 PARTS = ("train", "val", "test")
 HELD_OUT, VALIDATION = "held_out", "val_"
@@ -38,11 +39,9 @@ class Listing:
 def needs(profile: Profile) -> Iterator[Need]:
     """The folders, what is in them, and a model that knows photographs."""
     remedy = "give -p data_root=FOLDER, or write it in a copy of the profile"
-    asked = [("data_root", profile.data_root, remedy)]
-    asked += [
-        (f"ood_roots {x}", at, "correct the folder in the profile") for x, at in profile.ood_roots.items()
-    ]
-    folders = [folder_need(*one) for one in asked]
+    correct = "correct the folder in the profile"
+    folders = [folder_need("data_root", profile.data_root, remedy)]
+    folders += [folder_need(f"ood_roots {name}", at, correct) for name, at in profile.ood_roots.items()]
     yield from folders
     yield from overlaps(profile.data_root, profile.ood_roots)
     if profile.model == "GlyphCLIP" and not profile.smoke_test:
@@ -52,13 +51,11 @@ def needs(profile: Profile) -> Iterator[Need]:
     try:
         found = listing(profile)
     except UserError as fault:
-        yield Need(False, *str(fault).split("; ", 1), "WRONG")
+        yield wrong(fault)
     else:
-        counts = ", ".join(
-            f"{part} {len(paths)}" for part, (paths, _) in zip(PARTS, found.parts, strict=True)
-        )
-        sets = ", ".join(f"{name} {len(paths)}" for name, (paths, _) in found.out.items())
-        yield Need(True, f"{len(found.names)} ID classes, images: {counts}; OoD: {sets}")
+        both = zip(PARTS, found.parts, strict=True), found.out.items()
+        parts, sets = (", ".join(f"{name} {len(paths)}" for name, (paths, _) in one) for one in both)
+        yield Need(True, f"{len(found.names)} ID classes, images: {parts}; OoD: {sets}")
         yield from (Need(None, note) for note in found.notes)
 
 
@@ -88,18 +85,13 @@ def study(profile: Profile, classes: int) -> Study:
         base = Path(profile.ood_roots.get(name.removeprefix(VALIDATION), root)).expanduser()
         made = files_set(name, _group(profile, name), base, files, view)
         sets.append(made if kinds is None else replace(made, clusters=kinds))
-    train, val, test = (
-        class_set(name, root, *part, kept, *look)
-        for name, part, look in zip(
-            ("train", "id_val", "id_test"), found.parts, [(train_view, seed), (view,), (view,)], strict=True
-        )
-    )
+    train, val, test = found.parts
     return Study(
         class_names=[found.names[i] for i in kept],
         synonyms=[found.synonyms[i] for i in kept],
-        train=train,
-        id_val=val,
-        id_test=test,
+        train=class_set("train", root, *train, kept, train_view, seed),
+        id_val=class_set("id_val", root, *val, kept, view),
+        id_test=class_set("id_test", root, *test, kept, view),
         corpus=load_corpus(profile),
         notes=found.notes,
         **by_use(sets),
@@ -143,13 +135,11 @@ def listing(profile: Profile) -> Listing:
         some = subset(len(files), profile.ood_images, profile.data_seed)
         drawn[name] = files[some], None if kinds is None else kinds[some]
     kept = np.setdiff1d(np.arange(len(folders)), chosen)
-    parts = [_of_classes(part, kept) for part in parts]
-    check_classes([folders[i] for i in kept], parts[2][1])
-    _say_copies(
-        dict(zip(PARTS, [paths for paths, _ in parts], strict=True)) | {x: f for x, (f, _) in drawn.items()},
-        notes,
-    )
-    names, synonyms = _names(profile.names_file, [folders[i] for i in kept], folders)
+    parts = [of_classes(part, kept) for part in parts]
+    own = [folders[i] for i in kept]
+    check_classes(own, parts[2][1])
+    _say_copies([*zip(PARTS, parts, strict=True), *drawn.items()], notes)
+    names, synonyms = _names(profile.names_file, own, folders)
     return Listing(names, synonyms, parts, drawn, notes)
 
 
@@ -164,9 +154,8 @@ def _split(root: Path, rng: np.random.Generator) -> tuple[list[str], list, list[
     part_of = np.empty(len(labels), int)
     for k, name in enumerate(names):  # each class by itself, so that all parts have all classes
         rows = np.flatnonzero(labels == k)
-        same = np.unique(copies(paths[rows]), return_inverse=True)[
-            1
-        ]  # the same image again stays in its part
+        # the same image again stays in its part
+        same = np.unique(copies(paths[rows]), return_inverse=True)[1]
         if (count := same.max() + 1) < 3:
             raise UserError(f"class folder {root / name} holds {count} different images; give it 3 or more")
         fifth = max(1, count // 5)
@@ -182,7 +171,7 @@ def _held_out(parts: list, chosen: np.ndarray, folders: Sequence[str], notes: li
     half = math.ceil(len(chosen) / 2)
     for name, some in ((HELD_OUT, chosen[:half]), (VALIDATION + HELD_OUT, chosen[half:])):
         if len(some):
-            held = [_of_classes(part, np.sort(some)) for part in parts]
+            held = [of_classes(part, np.sort(some)) for part in parts]
             out[name] = tuple(np.concatenate(column) for column in zip(*held, strict=True))
             use = "choices" if name.startswith(VALIDATION) else "the test"
             which = ", ".join(sorted(folders[i] for i in some))
@@ -209,9 +198,9 @@ def _halves(out: dict, rng: np.random.Generator, notes: list[str]) -> dict:
     return split
 
 
-def _say_copies(sets: dict[str, np.ndarray], notes: list[str]) -> None:
+def _say_copies(sets: Sequence[tuple[str, tuple[np.ndarray, Any]]], notes: list[str]) -> None:
     """A note where the bytes of one image lie in two sets."""
-    both = [(name, path) for name, files in sets.items() for path in files]
+    both = [(name, path) for name, (files, _) in sets for path in files]
     first = copies([path for _, path in both])
     twice = [(both[i], both[k]) for k, i in enumerate(first) if both[i][0] != both[k][0]]
     if twice:
@@ -220,13 +209,6 @@ def _say_copies(sets: dict[str, np.ndarray], notes: list[str]) -> None:
             f"The same image in two sets, byte for byte, {len(twice)} times; the first: {printable(path)} "
             f"({one}) and {printable(again)} ({other}). Leave each image in one set."
         )
-
-
-def _of_classes(part: tuple[np.ndarray, np.ndarray], kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The images of the classes ``kept`` (sorted), labelled by their place in it."""
-    paths, labels = part
-    rows = np.isin(labels, kept)
-    return paths[rows], np.searchsorted(kept, labels[rows])
 
 
 def _kinds(files: np.ndarray) -> np.ndarray | None:
