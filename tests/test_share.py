@@ -18,7 +18,7 @@ from ood_utils import config, data, embeddings, geometry, leaderboard, share, st
 from ood_utils.errors import UserError
 from ood_utils.tools import real_clip
 
-NAMES = ("01_modality_gap", "02_train_aligned", "03_hypersphere", "04_ood_detection")
+NAMES = ("01_modality_gap", "02_train_aligned", "03_hypersphere", "04_ood_detection", "06_your_images")
 HALF = 2.0**-11  # relative rounding of float16
 
 
