@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -232,8 +233,41 @@ def test_an_empty_folder_and_a_single_class_are_refused(folders, tmp_path) -> No
     for path in (tmp_path / "id" / "wolf").iterdir():
         path.unlink()
     (tmp_path / "id" / "wolf").rmdir()
-    with pytest.raises(UserError, match="at least 2"):
+    with pytest.raises(UserError, match="has 1 class folders; give at least 1 more"):
         data.load(folders)
+    bare = _with(folders, data_root=str(tmp_path / "val"), ood_roots={}, ood_groups={})
+    with pytest.raises(UserError, match="has no class folders; give at least 4 more, or ood_roots"):
+        data.load(bare)
+
+
+@pytest.mark.parametrize("name", ["held_out", "val_cars"])
+def test_an_ood_set_cannot_take_the_name_of_one_of_the_lanes_own(folders, tmp_path, name: str) -> None:
+    with pytest.raises(UserError, match=f"OoD set '{name}': held_out and names that .* rename it"):
+        data.load(_with(folders, ood_roots={name: str(tmp_path / "ood")}, ood_groups={}))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("wolf", "'wolf' has no name"),
+        ("wolf, ", "'wolf' has no name"),
+        ("wolf,grey,a,b", "'wolf' .* more than three columns"),
+        ("wolf,grey\nwolf,white", "'wolf' .* two lines"),
+        ("wolf,Red Fox", "2 classes are called 'red fox'; give them different names"),
+    ],
+)
+def test_a_names_file_with_a_wrong_line_is_refused(folders, tmp_path, line: str, said: str) -> None:
+    file = tmp_path / "names.csv"
+    file.write_text(f"folder,name,synonyms\n{line}\n", encoding="utf-8-sig")
+    with pytest.raises(UserError, match=f"names.csv: .*{said}"):
+        data.load(_with(folders, names_file=str(file)))
+
+
+def test_hidden_folders_are_no_classes_and_a_part_of_a_set_is_said(folders, tmp_path) -> None:
+    shutil.copytree(tmp_path / "id" / "wolf", tmp_path / "id" / ".ipynb_checkpoints")
+    study = data.load(_with(folders, ood_images=2))
+    assert len(study.class_names) == 2
+    assert any(re.fullmatch(r"Of cars 2 of \d+ images are used \(ood_images\)\.", n) for n in study.notes)
 
 
 def test_a_class_folder_without_images_is_named(folders, tmp_path) -> None:

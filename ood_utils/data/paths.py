@@ -162,10 +162,12 @@ def _check_names(folder: Path, names: list[str]) -> None:
 def class_folders(folder: Path | str) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(sorted class folder names, image paths, labels) of an ImageFolder layout; no names without a folder.
 
-    Raises UserError naming a class folder without images, or with a name that is no UTF-8 or another's too.
+    Hidden folders are no classes. Raises UserError naming a class folder without images, or with a name that
+    is no UTF-8 or another's too.
     """
     top = Path(folder)
-    names = sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
+    found = top.iterdir() if top.is_dir() else ()  # hidden ones are tools': .git, .ipynb_checkpoints
+    names = sorted(p.name for p in found if not p.name.startswith(".") and p.is_dir())
     _check_names(top, names)
     place, paths, start = {name: k for k, name in enumerate(names)}, images_below(top), len(str(top)) + 1
     labels = np.array([place.get(path[start:].partition(os.sep)[0], -1) for path in paths], dtype=np.int64)

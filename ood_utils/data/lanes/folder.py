@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,12 +115,16 @@ def listing(profile: Profile) -> Listing:
     if held is None:
         held = 0 if profile.ood_roots else max(2, round(len(folders) / 5))
     if len(folders) - held < 2:
-        why = f", of which {held} would be held out to play OoD" if held else ""
-        remedy = "give at least 2 more" if held else "give at least 2 ID classes"
-        raise UserError(f"data_root {root} has {len(folders)} class folders{why}; {remedy}, or ood_roots")
+        why = f", of which {held} would be held out to play OoD" if held and folders else ""
+        other = "" if not held else ", or a smaller held_out" if profile.held_out else ", or ood_roots"
+        remedy = f"give at least {2 + held - len(folders)} more{other}"
+        raise UserError(f"data_root {root} has {len(folders) or 'no'} class folders{why}; {remedy}")
     chosen = rng.permutation(len(folders))[:held]
     out = _held_out(parts, chosen, folders, notes)
     for name, folder in profile.ood_roots.items():
+        if name == HELD_OUT or name.startswith(VALIDATION):  # would take the place of such a set
+            fault = f"{HELD_OUT} and names that begin with {VALIDATION} are the lane's own"
+            raise UserError(f"OoD set {name!r}: {fault}; rename it in ood_roots")
         files = images_below(Path(folder).expanduser())
         if not len(files):
             raise UserError(
@@ -134,6 +139,8 @@ def listing(profile: Profile) -> Listing:
     for name, (files, kinds) in out.items():
         some = subset(len(files), profile.ood_images, profile.data_seed)
         drawn[name] = files[some], None if kinds is None else kinds[some]
+        if len(some) < len(files):
+            notes.append(f"Of {name} {len(some):,} of {len(files):,} images are used (ood_images).")
     kept = np.setdiff1d(np.arange(len(folders)), chosen)
     parts = [of_classes(part, kept) for part in parts]
     own = [folders[i] for i in kept]
@@ -148,7 +155,7 @@ def _split(root: Path, rng: np.random.Generator) -> tuple[list[str], list, list[
     if (root / "train").is_dir():
         found = [class_folders(root / part) for part in PARTS]
         if len({tuple(names) for names, *_ in found}) > 1:
-            raise UserError(f"train, val and test of {root} have different class folders; give all to each")
+            raise UserError(f"train, val and test of {root} need the same class folders; give all to each")
         return found[0][0], [part[1:] for part in found], ["Split: by the folders train, val and test."]
     names, paths, labels = class_folders(root)
     part_of = np.empty(len(labels), int)
@@ -174,7 +181,8 @@ def _held_out(parts: list, chosen: np.ndarray, folders: Sequence[str], notes: li
             held = [of_classes(part, np.sort(some)) for part in parts]
             out[name] = tuple(np.concatenate(column) for column in zip(*held, strict=True))
             use = "choices" if name.startswith(VALIDATION) else "the test"
-            which = ", ".join(sorted(folders[i] for i in some))
+            which = ", ".join(sorted(folders[i] for i in some)[:10])
+            which += f" and {len(some) - 10:,} more (table own_split)" * (len(some) > 10)
             notes.append(f"Held out, so unknown to the models, to play OoD in {use}: {which}.")
     return out
 
@@ -234,7 +242,13 @@ def _names(file: str, folders: list[str], known: Sequence[str]) -> tuple[list[st
                     f"names_file {file} names the folder {row['folder']!r}, which is not in data_root"
                     f"{nearest(str(row['folder']), known)}"
                 )
+            if not (row["name"] or "").strip() or None in row or row["folder"] in given:
+                fault = f"the folder {row['folder']!r} has no name, two lines, or more than three columns"
+                raise UserError(f"names_file {file}: {fault}; write folder,name,synonym | synonym")
             words = (row.get("synonyms") or "").split("|")
             given[row["folder"]] = row["name"].strip(), [word.strip() for word in words if word.strip()]
     both = [given.get(folder, (folder.replace("_", " "), [])) for folder in folders]
+    name, count = Counter(name.casefold() for name, _ in both).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"names_file {file}: {count} classes are called {name!r}; give them different names")
     return [name for name, _ in both], [synonyms for _, synonyms in both]
