@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """``ood score``; returns 0, raises UserError."""
+    """``ood score``; returns 0, or 1 where no image could be read; raises UserError."""
     import pandas as pd
 
     paths = _expanded(options.images)
@@ -53,7 +53,7 @@ def command(options: argparse.Namespace) -> int:
     else:
         print(table.to_string(index=False))
     print(_told(guard, found, lost))
-    return 0
+    return int(len(lost) == len(paths))  # 1: nothing was scored
 
 
 def _expanded(given: list[str]) -> list[str]:

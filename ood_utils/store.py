@@ -99,7 +99,7 @@ class RunFolder:
             footer = {"ha": "right", "va": "bottom", "size": 6, "color": "0.45", "gid": "run-id"}
             figure.text(0.995, 0.005, self.id, **footer)
             if self.profile.smoke_test:  # no picture of it may pass for a result
-                figure.text(0.005, 0.005, SMOKE_TEST, ha="left", va="bottom", size=9, color="#D55E00")
+                figure.text(0.01, 1.005, SMOKE_TEST, ha="left", va="bottom", size=9, color="#D55E00")
         path = self.folder / "figures" / f"{name}.png"
         with replacing(path) as aside:  # no software tag: the same picture is the same file
             figure.savefig(aside, dpi=150, bbox_inches="tight", format="png", metadata={"Software": None})

@@ -240,6 +240,12 @@ def test_an_empty_folder_and_a_single_class_are_refused(folders, tmp_path) -> No
         data.load(bare)
 
 
+def test_an_ood_set_of_one_image_is_refused(folders, tmp_path) -> None:
+    mini_imagenet.noise(tmp_path / "one" / "0.jpg", seed=5)
+    with pytest.raises(UserError, match="OoD set 'one' has one image, .*0.jpg; give two or more"):
+        data.load(_with(folders, ood_roots={"one": str(tmp_path / "one")}, ood_groups={}))
+
+
 @pytest.mark.parametrize("name", ["held_out", "val_cars"])
 def test_an_ood_set_cannot_take_the_name_of_one_of_the_lanes_own(folders, tmp_path, name: str) -> None:
     with pytest.raises(UserError, match=f"OoD set '{name}': held_out and names that .* rename it"):

@@ -171,7 +171,9 @@ def weights_need(profile: Profile) -> Need:
     source = about.get("hf_hub") or about.get("url", "")
     licence = "OpenAI's weights are under MIT" if tag == "openai" else "its licence is said there"
     remedy = f"open_clip downloads it at first use (ViT-B/16: 0.6 GB) from {source}; {licence}"
-    return Need(cached(about), what, remedy)
+    if cached(about):
+        return Need(True, what)
+    return Need(None, f"{what}, not on this machine: {remedy}")
 
 
 def cached(about: dict[str, Any]) -> bool:

@@ -130,6 +130,8 @@ def listing(profile: Profile) -> Listing:
             raise UserError(
                 f"OoD set {name!r} is empty: {folder} is missing or has no image; correct ood_roots"
             )
+        if len(files) < 2:  # an interval of one image would have no width
+            raise UserError(f"OoD set {name!r} has one image, {printable(files[0])}; give two or more")
         out[name] = files, _kinds(files)
     if "validation" not in {_group(profile, name) for name in out}:
         out = _halves(out, rng, notes)
@@ -191,10 +193,6 @@ def _halves(out: dict, rng: np.random.Generator, notes: list[str]) -> dict:
     """Each set as two: half its images for choices, half for the test."""
     split = {}
     for name, (files, kinds) in out.items():
-        if len(files) < 2:
-            raise UserError(
-                f"OoD set {name!r} has one image; give two or more, one to choose by, one to test"
-            )
         first = np.zeros(len(files), bool)
         first[rng.permutation(len(files))[: len(files) // 2]] = True
         for part, rows in ((name, ~first), (VALIDATION + name, first)):
