@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 
@@ -110,15 +111,22 @@ def _paths(found: dict[str, tuple[int, list[str]]]) -> np.ndarray:
     return np.array(paths, dtype=object)  # to be indexed as their labels are
 
 
-def copies(paths: Sequence[Path]) -> np.ndarray:
+@lru_cache(maxsize=2**17)
+def _content(path: str | Path, size: int, time_ns: int) -> str:
+    """Hash of a file, read once a process while its size and time stay: a study is listed several times."""
+    return file_hash(path)
+
+
+def copies(paths: Sequence[str | Path]) -> np.ndarray:
     """(n,) index of the first file with the same bytes, its own where it is the only one.
 
     Cheap where few files are of one size: only these are read.
     """
-    sizes = [os.path.getsize(path) for path in paths]
-    several, first = {size for size, count in Counter(sizes).items() if count > 1}, {}
+    stats, first = [os.stat(path) for path in paths], {}
+    several = {size for size, count in Counter(one.st_size for one in stats).items() if count > 1}
     keys = [
-        file_hash(p) if size in several else i for i, (p, size) in enumerate(zip(paths, sizes, strict=True))
+        _content(path, one.st_size, one.st_mtime_ns) if one.st_size in several else i
+        for i, (path, one) in enumerate(zip(paths, stats, strict=True))
     ]
     return np.array([first.setdefault(key, i) for i, key in enumerate(keys)], dtype=int)
 
