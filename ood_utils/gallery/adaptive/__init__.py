@@ -1,0 +1,1 @@
+"""One file a method: see ``ood_utils.gallery``."""
