@@ -131,7 +131,7 @@ class Task:
     folder: Path
 
     def shots(self, count: int) -> np.ndarray:
-        """Indices (sorted) of ``count`` training images of each class, or of all it has; drawn with the seed."""
+        """Indices (sorted) of ``count`` training images of each class, or of all it has; by the seed."""
         order = np.random.default_rng(self.seed).permutation(len(self.known.train_labels))
         labels = self.known.train_labels[order]
         return np.sort(np.concatenate([order[labels == k][:count] for k in np.unique(labels)]))
