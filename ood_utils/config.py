@@ -236,6 +236,13 @@ class Profile(TrainingValues):
     projections: list[Literal["gap-latitude", "PCA", "UMAP", "DOSNES"]] = Field(
         ["gap-latitude", "PCA", "UMAP", "DOSNES"], min_length=1, description="maps that notebook 03 draws"
     )
+    gallery: Literal["world", "paper"] = Field(
+        "world", description="notebook 05: hyper-parameters of its methods, this world's or the papers'"
+    )
+    gallery_seeds: Positive = Field(2, description="notebook 05: how many of the seeds its methods get")
+    gallery_steps: float = Field(
+        1, gt=0, le=1, description="notebook 05: share of each small training's steps that is taken"
+    )
     points: int = Field(1000, ge=10, description="points drawn on the sphere")
     minutes: dict[str, float] = Field({}, description="expected minutes of each notebook, by its number")
     timeout_minutes: float = Field(60, gt=0, le=1e6, description="wall-clock limit of one notebook, minutes")

@@ -10,6 +10,7 @@ import re
 import signal
 import tempfile
 import threading
+from collections.abc import Mapping
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import product
@@ -102,25 +103,51 @@ def carry_out(
     at most ``save_every`` steps back. ``study``: the profile's, where it is loaded already. Raises what a
     fine-tuning raises (UserError), or RuntimeError naming what a child was training when it died.
     """
-    from . import models, training
-
     recipes = planned_jobs(planned, profile)
-    places = {folder / "checkpoints" / tag: recipe for tag, recipe in recipes.items()}
-    start = models.weights_hash(models.load(profile.model, profile.pretrained)[0])
-    jobs = []
-    for job in _jobs(places, profile, save_every, study):
-        key = training.identity(job.recipe, start, job.train, job.texts, job.words)
-        if not training.finished(job.folder, key):
-            jobs.append(job)
-    run = _train if profile.processes == 1 and profile.parallel == 0 else _in_children
-    if jobs:
-        run(jobs, progress)
+    train(
+        {folder / "checkpoints" / tag: of for tag, of in recipes.items()},
+        profile,
+        study,
+        save_every,
+        progress,
+    )
     weights = {tag: f"checkpoints/{tag}/model.safetensors" for tag in recipes}
     return planned.assign(weights=[weights.get(tag, profile.pretrained) for tag in planned.tag])
 
 
+def train(
+    recipes: Mapping[Path, Recipe],
+    profile: Profile,
+    study: Study | None = None,
+    save_every: int = 50,
+    progress: bool = True,
+) -> None:
+    """Run what is not done yet of some fine-tunings, each in its folder, as ``carry_out`` says."""
+    jobs = [job for job, key in identified(recipes, profile, study, save_every) if not _finished(job, key)]
+    run = _train if profile.processes == 1 and profile.parallel == 0 else _in_children
+    if jobs:
+        run(jobs, progress)
+
+
+def identified(
+    recipes: Mapping[Path, Recipe], profile: Profile, study: Study | None = None, save_every: int = 50
+) -> list[tuple[Job, str]]:
+    """The jobs of recipes by folder, each with its ``training.identity``."""
+    from . import models, training
+
+    start = models.weights_hash(models.load(profile.model, profile.pretrained)[0])
+    jobs = _jobs(recipes, profile, save_every, study)
+    return [(j, training.identity(j.recipe, start, j.train, j.texts, j.words)) for j in jobs]
+
+
+def _finished(job: Job, key: str) -> bool:
+    from . import training
+
+    return training.finished(job.folder, key) is not None
+
+
 def _jobs(
-    recipes: dict[Path, Recipe], profile: Profile, save_every: int, study: Study | None = None
+    recipes: Mapping[Path, Recipe], profile: Profile, save_every: int, study: Study | None = None
 ) -> list[Job]:
     """Jobs of recipes by folder; of their studies only what they need."""
     from . import data

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import attrgetter
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..data import Study
     from ..models import Network
 
+Kind = Literal["scores", "adaptive", "adaptations"]
 State = dict[str, np.ndarray]  # what an adaptation learnt, as it is kept on disk
 Step = Callable[[np.ndarray], np.ndarray]  # unit rows (b, d) of the next batch -> (b,) scores
 Look = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]  # rows -> cosines (n, K), (n, M) or None
@@ -173,15 +174,24 @@ class Adaptation:
     lacks = Method.lacks
 
 
-def every(kind: Literal["scores", "adaptive", "adaptations"]) -> dict[str, Any]:
-    """Name -> what the files of a kind hold, by year and name; among the scores also the core's six."""
-    label = {"scores": "METHOD", "adaptive": "ADAPTIVE", "adaptations": "ADAPTATION"}[kind]
-    found = [getattr(registry.find(f"gallery/{kind}", x), label) for x in registry.names(f"gallery/{kind}")]
-    found += methods.every().values() if kind == "scores" else []
-    return {one.name: one for one in sorted(found, key=attrgetter("year", "name"))}
+def modules(kind: Kind) -> dict[str, ModuleType]:
+    """Name -> the file of each method of a kind, by year and name; among the scores also the core's six."""
+    folders = [f"gallery/{kind}", *(["methods"] if kind == "scores" else [])]
+    files = [registry.find(folder, name) for folder in folders for name in registry.names(folder)]
+    found = sorted(files, key=lambda file: (_held(file, kind).year, _held(file, kind).name))
+    return {_held(file, kind).name: file for file in found}
 
 
-def find(kind: Literal["scores", "adaptive", "adaptations"], name: str) -> Any:
+def _held(file: ModuleType, kind: Kind) -> Any:
+    return getattr(file, {"scores": "METHOD", "adaptive": "ADAPTIVE", "adaptations": "ADAPTATION"}[kind])
+
+
+def every(kind: Kind) -> dict[str, Any]:
+    """Name -> what the files of a kind hold, by year and name."""
+    return {name: _held(file, kind) for name, file in modules(kind).items()}
+
+
+def find(kind: Kind, name: str) -> Any:
     """The one of that name. Raises UserError with the nearest names."""
     if name not in (known := every(kind)):
         raise UserError(f"no method of the gallery's {kind} is called {name!r}{nearest(name, known)}")

@@ -1,0 +1,337 @@
+"""The gallery under one protocol: the same images, negatives, seeds and intervals for every model and score.
+
+A *model* is a start ("zero-shot", "CMA") and what an adaptation made of it; a *row* is a model read by a
+score. Both are kept in ``<run>/gallery`` by their content (the method's own code, hyper-parameters, seed,
+start, images), so that a new method runs alone, and one that fails leaves the others standing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from .. import embeddings, files, methods, metrics, models, sweep
+from ..config import Profile
+from ..data import Study
+from ..embeddings import StudyEmbeddings
+from ..errors import UserError
+from ..leaderboard import ScoreBook
+from ..negatives import NegativeList
+from . import Adaptation, Evidence, Kind, State, Task, every, find, modules
+
+ZERO_SHOT = "zero-shot"
+IN_FULL = (ZERO_SHOT, "FLYP", "CMA")  # starts that every score reads; other models: the core's and their own
+COMBINED = (("CMA", "KR-NFT"),)  # (start, adaptation) beside those of the zero-shot model
+HELPERS = ("tuning", "prompts", "patches", "gap")  # shared code: its change makes every row anew
+TIMED = 512  # images on which a score is timed
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of the gallery, ready to be scored: its evidence without images, and its image sets' rows.
+
+    ``facts``: start, adaptation, data, seconds to adapt, trainable parameters; ``key``: hash of all of it.
+    """
+
+    name: str
+    seed: int
+    known: Evidence
+    embedded: StudyEmbeddings
+    patches: Callable[[str], np.ndarray]
+    facts: dict[str, Any]
+    key: str
+    folder: Path
+
+    def of(self, name: str, first: int | None = None, patched: bool = False) -> Evidence:
+        """Evidence with the images of one set, or with its first ones."""
+        rows = self.embedded[name].rows[:first]
+        return self.known.of(rows, self.patches(name)[:first] if patched else None)
+
+
+@dataclass
+class Gallery:
+    """The gallery of one study in a run's folder; ``listed``: the negative labels that all share.
+
+    ``failed``: (model, seed, score or "") -> why a row is missing.
+    """
+
+    folder: Path
+    study: Study
+    profile: Profile
+    listed: NegativeList
+    failed: dict[tuple[str, int, str], str] = field(default_factory=dict)
+
+    # --- models ---
+
+    def plan(self, adaptations: Iterable[str] | None = None) -> pd.DataFrame:
+        """The models: columns model, start, adaptation ("" for none), seed. UserError for unknown names."""
+        names = list(every("adaptations") if adaptations is None else adaptations)
+        wanted = [(name, ZERO_SHOT, name) for name in names if find("adaptations", name)]
+        wanted += [
+            (f"{start} + {name}", start, name) for start, name in COMBINED if {start, name} <= {*names}
+        ]
+        seeds = self.profile.seeds[: self.profile.gallery_seeds]
+        rows = [(ZERO_SHOT, ZERO_SHOT, "", 0), *((*row, seed) for row in wanted for seed in seeds)]
+        return pd.DataFrame(rows, columns=["model", "start", "adaptation", "seed"])
+
+    def models(self, plan: pd.DataFrame) -> Iterator[Model]:
+        """Each model of a plan, made where it is not kept, one at a time. What cannot be is in ``failed``."""
+        self._fine_tune(plan)
+        rows = list(plan.itertuples(index=False))
+        for row in files.progress(rows, desc="the gallery's models"):
+            with self._standing(row.model, row.seed):
+                yield self._model(*row)
+
+    @contextmanager
+    def _standing(self, model: str, seed: int, score: str = "") -> Iterator[None]:
+        """A failure becomes the reason of a missing row; Ctrl-C does not."""
+        try:
+            yield
+        except UserError as fault:
+            self.failed[model, seed, score] = str(fault)
+        except Exception as fault:  # a method of anybody's: its fault must not end the others
+            self.failed[model, seed, score] = f"{type(fault).__name__}: {fault}"
+
+    def _recipes(self, plan: pd.DataFrame) -> dict[tuple[str, int], Any]:
+        """(adaptation, seed) -> recipe of what is fine-tuned as in notebook 02."""
+        wanted = {(name, int(seed)) for name, seed in plan[["adaptation", "seed"]].to_numpy() if name}
+        recipes = {}
+        for name, seed in sorted(wanted):
+            adaptation = find("adaptations", name)
+            if adaptation.recipe is not None:
+                changes = {"relation": 0.0} | adaptation.recipe | self._hyper(adaptation) | {"seed": seed}
+                with self._standing(name, seed):
+                    recipes[name, seed] = self.profile.recipe(**changes)
+        return recipes
+
+    def _hyper(self, adaptation: Adaptation) -> dict[str, Any]:
+        chosen = getattr(adaptation, self.profile.gallery)
+        if "steps" in chosen and adaptation.recipe is None:
+            chosen = chosen | {"steps": max(2, round(chosen["steps"] * self.profile.gallery_steps))}
+        return chosen
+
+    @cached_property
+    def _tuned(self) -> dict[tuple[str, int], Path]:
+        """(adaptation, seed) -> folder of its fine-tuning, notebook 02's own where it is the same."""
+        return {}
+
+    def _fine_tune(self, plan: pd.DataFrame) -> None:
+        recipes = self._recipes(plan)
+        asked = {self._place(name, seed): recipe for (name, seed), recipe in recipes.items()}
+        known = [(card.parent, files.read_json(card)) for card in self.folder.glob("checkpoints/*/card.json")]
+        places = {card.get("identity"): folder for folder, card in known}
+        jobs = sweep.identified(asked, self.profile, self.study) if asked else []
+        for (name, seed), (job, key) in zip(recipes, jobs, strict=True):
+            self._tuned[name, seed] = places.get(key, job.folder)
+        todo = {self._tuned[key]: recipe for key, recipe in recipes.items()}
+        try:
+            sweep.train(todo, self.profile, self.study)
+        except (UserError, RuntimeError):  # one by one, to know whose fault it is
+            for (name, seed), recipe in recipes.items():
+                with self._standing(name, seed):
+                    sweep.train({self._tuned[name, seed]: recipe}, self.profile, self.study)
+
+    def _place(self, name: str, seed: int) -> Path:
+        return self.folder / "gallery" / f"{slug(name)}_seed{seed}"
+
+    def _weights(self, name: str, seed: int) -> str:
+        """Weights of a start: a tag, or a path below the run's folder."""
+        if name == ZERO_SHOT:
+            return self.profile.pretrained
+        if (folder := self._tuned.get((name, seed))) is None or (name, seed, "") in self.failed:
+            raise UserError(f"{name}, seed {seed}, was not trained: {self.failed.get((name, seed, ''), '')}")
+        return str((folder / "model.safetensors").relative_to(self.folder.resolve()))
+
+    def _model(self, name: str, start: str, adaptation: str, seed: int) -> Model:
+        facts = {"start": start, "adaptation": adaptation, "data": "none", "seconds": 0.0, "parameters": 0}
+        chosen = find("adaptations", adaptation) if adaptation else None
+        tuned = chosen is not None and chosen.recipe is not None
+        weights = self._weights(adaptation if tuned else start, seed)
+        model = self._read(name, seed, weights, facts)
+        if tuned:
+            card = files.read_json(self._tuned[adaptation, seed] / "card.json")
+            trained = sum(p.numel() for p in self._network(weights).parts[0].parameters())
+            model.facts.update(data=chosen.data, seconds=card["seconds"], parameters=trained)
+        elif chosen is not None:
+            model = self._adapted(model, chosen, weights)
+        inside = model.embedded["id_test"]
+        hit = model.of("id_test").cosines.argmax(axis=1) == inside.labels
+        share, ends = metrics.share(hit, inside.together)
+        model.facts.update(accuracy=share, accuracy_low=ends.low, accuracy_high=ends.high)
+        return model
+
+    def _network(self, weights: str) -> models.Network:
+        path = self.folder / weights
+        return models.Network(self.profile.model, str(path) if path.is_file() else weights)
+
+    def _read(self, name: str, seed: int, weights: str, facts: dict[str, Any]) -> Model:
+        """A model as its weights are."""
+        network, profile = self._network(weights), self.profile
+        whole = replace(self.study, ood={"train": self.study.train, **self.study.ood})
+        embedded = embeddings.embed(whole, profile, self.folder / "embeddings", network=network)
+        embedded = embedded.with_negatives(self.listed)
+        train = embedded.sets.pop("train")
+        known = Evidence(
+            train.rows[:0], embedded.class_text, embedded.negative_text, profile.temperature, profile.groups,
+            profile.beta, train=train.rows, train_labels=train.labels, class_names=embedded.class_names,
+            corpus=embedded.corpus, corpus_text=embedded.corpus_text, encode=self._encoder(network),
+        )  # fmt: skip
+        rows = {of: _digest(one.rows) for of, one in (*embedded.sets.items(), ("train", train))}
+        texts = [_digest(part) for part in (embedded.class_text, embedded.corpus_text)]
+        read = [profile.temperature, profile.groups, profile.beta, self.listed.hash]
+        key = files.hash_of([network.key, rows, texts, read])[:16]
+        return Model(name, seed, known, embedded, self._patches(network), facts, key, self._place(name, seed))
+
+    def _encoder(self, network: models.Network) -> Callable[[list[str]], np.ndarray]:
+        def encode(texts: list[str]) -> np.ndarray:
+            model, _, tokenizer = network.parts
+            device = embeddings.resolve_device(self.profile.device)
+            return embeddings.encode_texts(model, tokenizer, texts, device=device)
+
+        return encode
+
+    def _patches(self, network: models.Network) -> Callable[[str], np.ndarray]:
+        """Patches of a set by its name, computed once a model, and kept in memory alone."""
+        found: dict[str, np.ndarray] = {}
+
+        def of(name: str) -> np.ndarray:
+            if name not in found:
+                from . import patches
+
+                device = embeddings.resolve_device(self.profile.device)
+                found[name] = patches.encode(network.parts[0], self.study.sets[name].dataset, device=device)
+            return found[name]
+
+        return of
+
+    def _adapted(self, model: Model, chosen: Adaptation, weights: str) -> Model:
+        """What an adaptation makes of a model: learnt now, or as it is kept."""
+        if lacking := chosen.lacks(model.known):
+            raise UserError(f"{chosen.name} needs {lacking[0]}, which this model or lane lacks; leave it out")
+        hyper, path = self._hyper(chosen), model.folder / "state.safetensors"
+        made_of = [code_of("adaptations", chosen.name), hyper, model.seed, model.key, self.profile.prompt]
+        key, written = files.hash_of(made_of)[:16], model.folder / "model.safetensors"
+        state, facts = _kept(path, key)
+        if state is None or facts["weights"] != _hash_if_there(written):
+            written.unlink(missing_ok=True)
+            own = self._network(weights)
+            task = Task(model.known, hyper, model.seed, own, self.study, self.profile, model.folder)
+            began = time.perf_counter()
+            state = chosen.fit(task)
+            facts = {"seconds": time.perf_counter() - began, "weights": _hash_if_there(written)}
+            _keep(path, key, state, facts)
+        if facts["weights"]:
+            model = self._read(model.name, model.seed, str(written.relative_to(self.folder)), model.facts)
+        trained = {"data": chosen.data, "parameters": int(state.get("parameters", 0))}
+        model.facts.update(trained, seconds=facts["seconds"])
+        return replace(model, known=chosen.apply(model.known.change(), state), key=key)
+
+    # --- scores ---
+
+    def wanted(self, model: Model) -> list[str]:
+        """The scores by which a model is read: all for a start, else the core's and the adaptation's own."""
+        if model.name in IN_FULL:
+            return list(every("scores"))
+        own = find("adaptations", model.facts["adaptation"]).scores
+        return list(dict.fromkeys([*methods.every(), *own]))
+
+    def score(self, model: Model, name: str) -> tuple[dict[str, np.ndarray], float] | None:
+        """(set -> scores (n,), microseconds per image) of one row; None where it failed or lacks a need."""
+        method, path = find("scores", name), model.folder / f"{slug(name)}.safetensors"
+        patched = "patches" in method.needs
+        key = files.hash_of([code_of("scores", name), model.key])[:16]
+        found, facts = _kept(path, key)
+        if found is None:
+            with self._standing(model.name, model.seed, name):
+                timed = model.of("id_val", TIMED, patched)
+                method(timed)  # fits what it fits once
+                again = model.of("id_val", TIMED, patched)
+                began = time.perf_counter()
+                method(again)
+                facts = {"microseconds": 1e6 * (time.perf_counter() - began) / len(again.images)}
+                found = {x: method(model.of(x, None, patched)) for x in model.embedded.sets}
+                if lost := [x for x, values in found.items() if not np.isfinite(values).all()]:
+                    raise UserError(f"{name} gave scores of {lost[0]} that are not finite")
+                _keep(path, key, found, facts)
+        return None if found is None else (found, facts["microseconds"])
+
+    def run(self, plan: pd.DataFrame | None = None) -> Board:
+        """Every model of a plan, by default all, read by its scores."""
+        scores: dict[tuple[str, int, str], dict[str, np.ndarray]] = {}
+        facts, model = [], None
+        for model in self.models(self.plan() if plan is None else plan):
+            for name in self.wanted(model):
+                if (found := self.score(model, name)) is not None:
+                    scores[model.name, model.seed, name] = found[0]
+                    row = {"model": model.name, "seed": model.seed, "score": name, "microseconds": found[1]}
+                    facts.append(row | model.facts)
+        if model is None or not scores:
+            raise UserError(f"no row of the gallery could be made: {next(iter(self.failed.values()), '')}")
+        return Board(scores, pd.DataFrame(facts), model.embedded, self.profile.bootstrap)
+
+
+@dataclass(frozen=True)
+class Board:
+    """The gallery's rows: scores of every image by (model, seed, score), and what each row cost."""
+
+    scores: dict[tuple[str, int, str], dict[str, np.ndarray]]
+    facts: pd.DataFrame
+    embedded: StudyEmbeddings
+    draws: int
+
+    def book(self, split: str = "test") -> ScoreBook:
+        """The rows as the leaderboard's own book: of the test, or of the validation split for choices."""
+        inside, sets = "id_test" if split == "test" else "id_val", self.embedded.of_split(split)
+        if not sets:
+            raise UserError(f"there are no OoD {split} sets; the gallery's rows cannot be compared on them")
+        stacked = {x: np.stack([of[x] for of in self.scores.values()]) for x in (inside, *sets)}
+        clusters = {x: self.embedded[x].together for x in stacked}
+        groups = {x: one.group for x, one in sets.items()}
+        own = clusters.pop(inside)
+        return ScoreBook(list(self.scores), stacked.pop(inside), stacked, groups, self.draws, own, clusters)
+
+
+def slug(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"\W+", "_", name.lower()).strip("_")
+
+
+def code_of(kind: Kind, name: str) -> list[str]:
+    """Hashes of a method's own file and of the code that methods share."""
+    shared = [path for x in HELPERS if (path := Path(__file__).with_name(f"{x}.py")).is_file()]
+    return [files.file_hash(path) for path in (modules(kind)[name].__file__, *shared)]
+
+
+def _hash_if_there(path: Path) -> str:
+    return files.file_hash(path) if path.is_file() else ""
+
+
+def _digest(rows: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows)).hexdigest()[:16]
+
+
+def _kept(path: Path, key: str) -> tuple[State | None, dict[str, Any]]:
+    """(arrays, facts) of a file of that key; (None, {}) where it is missing, damaged or another's."""
+    with suppress(OSError, SafetensorError, KeyError, ValueError), safe_open(path, "np") as file:
+        facts = json.loads(file.metadata()["facts"])
+        if facts.pop("key") == key:
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+    return None, {}
+
+
+def _keep(path: Path, key: str, arrays: State, facts: dict[str, Any]) -> None:
+    whole = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    files.atomic_write(path, save(whole, {"facts": json.dumps(facts | {"key": key})}))
