@@ -1,0 +1,65 @@
+"""The method gallery's figures: what a score does on the sphere, and who can be told apart (notebook 05)."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
+
+from ..gallery import toy
+from . import style
+from .style import Drawn
+
+ACCEPTED = LinearSegmentedColormap.from_list("accepted", ["#F3C9B0", "#FFFFFF", "#A9CDE6"])
+
+
+def landscapes(scores: Mapping[str, Callable[[np.ndarray], np.ndarray]], world: toy.Toy, title: str) -> Drawn:
+    """A panel for each score, a function of unit rows (m, 3): where it accepts an image (blue) or not.
+
+    The line is the threshold that accepts 95 % of the ID images, what lies beyond it is white to vermilion.
+    Dots are images, open triangles texts, blue ID and vermilion OoD or negative. Data: name, x, z, score,
+    accepted.
+    """
+    rows, seen = toy.grid()
+    figure, axes = style.panels(scores, title, columns=4, height=2.9, subplot_kw={"aspect": "equal"})
+    frames = []
+    for ax, (name, score) in zip(axes, scores.items(), strict=True):
+        own, outside = score(world.inside), score(world.outside)
+        threshold = np.sort(own)[len(own) // 20]
+        values = score(rows)
+        width = max(np.quantile(np.abs(own - threshold), 0.5), 1e-9)
+        picture = np.full(seen.shape, np.nan)
+        picture[seen] = np.tanh((values - threshold) / width)
+        ax.imshow(picture, origin="lower", extent=(-1, 1, -1, 1), cmap=ACCEPTED, vmin=-1, vmax=1)
+        picture[seen] = values - threshold
+        ax.contour(picture, levels=[0], extent=(-1, 1, -1, 1), colors="black", linewidths=1)
+        texts = {"ID text": world.known.class_text, "negative text": world.known.negative_text}
+        groups = {"ID image": world.inside, "OoD image": world.outside, **texts}
+        style.scatter(ax, {group: points[:, [0, 2]] for group, points in groups.items()}, alpha=0.7)
+        ax.set_title(f"{name}: accepts {np.mean(outside >= threshold):.0%} of OoD", fontsize=9)
+        ax.set_axis_off()
+        found = {"name": name, "x": rows[:, 0], "z": rows[:, 2], "score": values}
+        frames.append(pd.DataFrame(found).assign(accepted=values >= threshold))
+    style.legend(figure)
+    return figure, pd.concat(frames, ignore_index=True)
+
+
+def cliques(frame: pd.DataFrame, runs: Sequence[tuple[int, int]], title: str, xlabel: str) -> Drawn:
+    """A dot and its interval per row, the best on top; a bar beside rows that cannot be told apart.
+
+    ``frame`` and ``runs`` as ``gallery.table.cliques`` gives them. Data: the frame with ``cliques``, the
+    numbers of the bars that a row belongs to.
+    """
+    figure, (ax,) = style.panels([""], title, height=0.5 + 0.26 * len(frame))
+    places = np.arange(len(frame))
+    reach = np.abs(frame[["low", "high"]].to_numpy() - frame[["value"]].to_numpy()).T
+    ax.errorbar(frame.value, places, xerr=reach, fmt="o", color=style.INK, markersize=4, linewidth=1)
+    span = frame.high.max() - frame.low.min()
+    for k, (first, last) in enumerate(runs):
+        x = frame.low.min() - span * (0.03 + 0.02 * k)
+        ax.plot([x, x], [first - 0.2, last + 0.2], color=style.INK, linewidth=2.5, solid_capstyle="butt")
+    ax.set_yticks(places, [f"{row.model} · {row.score}" for row in frame.itertuples()])
+    ax.invert_yaxis()
+    ax.set_xlabel(xlabel)
+    own = [",".join(str(k) for k, (a, b) in enumerate(runs) if a <= place <= b) for place in places]
+    return figure, frame.assign(cliques=own)
