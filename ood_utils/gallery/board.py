@@ -23,7 +23,7 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from .. import embeddings, files, methods, metrics, models, sweep
+from .. import embeddings, files, geometry, methods, metrics, models, sweep
 from ..config import Profile
 from ..data import Study
 from ..embeddings import StudyEmbeddings
@@ -167,10 +167,12 @@ class Gallery:
             model.facts.update(data=chosen.data, seconds=card["seconds"], parameters=trained)
         elif chosen is not None:
             model = self._adapted(model, chosen, weights)
-        inside = model.embedded["id_test"]
-        hit = model.of("id_test").cosines.argmax(axis=1) == inside.labels
-        share, ends = metrics.share(hit, inside.together)
+        inside, seen = model.embedded["id_test"], model.of("id_test")
+        share, ends = metrics.share(seen.cosines.argmax(axis=1) == inside.labels, inside.together)
         model.facts.update(accuracy=share, accuracy_low=ends.low, accuracy_high=ends.high)
+        matched = model.known.class_text[inside.labels]
+        gap = geometry.centroid_gap(seen.images, matched) if model.known.look is None else float("nan")
+        model.facts.update(centroid_gap=gap)
         return model
 
     def _network(self, weights: str) -> models.Network:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,11 +18,20 @@ SHOWN = ("auroc", "fpr95_id", "fpr95_ood")
 LARGE = 20  # images from which an OoD class is large enough to have an FPR95 of its own
 
 
+class Claim(NamedTuple):
+    """Of two rows (model, score) a is said to be better on a group of sets."""
+
+    claim: str
+    a: tuple[str, str]
+    b: tuple[str, str]
+    group: str = "all"
+
+
 def table(board: Board, book: ScoreBook) -> pd.DataFrame:
     """One row per model and score, mean over seeds, the best AUROC over all sets first.
 
-    Columns: model, score, year (of the score), seeds, accuracy (of ID classes on id_test), then for each
-    group of sets and "all" auroc, fpr95_id and fpr95_ood (``auroc near``) with ``_low``/``_high`` over seeds
+    Columns: model, score, year (of the score), seeds, accuracy (of ID classes on id_test), centroid_gap
+    (there too; NaN where a head stands for the texts), then for each group of sets and "all" auroc, fpr95_id and fpr95_ood (``auroc near``) with ``_low``/``_high`` over seeds
     and images, worst class (see ``worst_class``), data (training data used), seconds to adapt, parameters
     trained, microseconds per image to score.
     """
@@ -34,7 +43,15 @@ def table(board: Board, book: ScoreBook) -> pd.DataFrame:
             parts.append(wide.add_prefix(f"{metric}{end} "))
     frame = pd.concat(parts, axis=1)
     named = board.facts.rename(columns={"model": "method"})
-    numbers = ["accuracy", "accuracy_low", "accuracy_high", "seconds", "parameters", "microseconds"]
+    numbers = [
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "centroid_gap",
+        "seconds",
+        "parameters",
+        "microseconds",
+    ]
     facts = named.groupby(["method", "score"], sort=False)[numbers].mean()
     facts["data"] = named.groupby(["method", "score"], sort=False)["data"].first()
     facts["seeds"] = named.groupby(["method", "score"], sort=False).size()
@@ -59,6 +76,30 @@ def worst_class(book: ScoreBook) -> pd.Series:
         shares += [accepted[:, codes == k].mean(axis=1) for k in large] or [accepted.mean(axis=1)]
     keys = pd.DataFrame(book.keys, columns=["method", "seed", "score"])
     return keys.assign(worst=np.max(shares, axis=0)).groupby(["method", "score"], sort=False)["worst"].mean()
+
+
+def claims(book: ScoreBook, asked: Iterable[Claim]) -> pd.DataFrame:
+    """What others claim, judged here: one row each, in AUROC, averaged over a group's sets.
+
+    Columns: claim, a, b ("model · score"), group, difference (a minus b), low, high, p_holm (corrected over
+    all that are asked), verdict: "holds" where a is better, "the reverse" where it is worse, "not settled",
+    or "not measured" where a row is missing.
+    """
+    rows = {(model, score): book.rows(model, score) for model, _, score in book.keys}
+    listed, k = list(asked), metrics.METRICS.index("auroc")
+    there = [{one.a, one.b} <= rows.keys() and one.group in book.averages for one in listed]
+    known = [one for one, is_there in zip(listed, there, strict=True) if is_there]
+    found = book.estimates((f"average {one.group}", rows[one.a], rows[one.b]) for one in known)
+    numbers = np.full((len(listed), 4), np.nan)
+    if known:
+        numbers[there] = np.array([[part[k] for part in one] for one in found])
+        numbers[there, 3] = metrics.holm(numbers[there, 3])
+    said = [(one.claim, " · ".join(one.a), " · ".join(one.b), one.group) for one in listed]
+    frame = pd.DataFrame(said, columns=["claim", "a", "b", "group"])
+    frame[["difference", "low", "high", "p_holm"]] = numbers
+    settled, missing = frame.p_holm.round(4) < leaderboard.ALPHA, frame.p_holm.isna()
+    cases = {"not measured": missing, "not settled": ~settled, "holds": frame.difference > 0}
+    return frame.assign(verdict=np.select(list(cases.values()), list(cases), "the reverse"))
 
 
 def cliques(
