@@ -31,9 +31,10 @@ def table(board: Board, book: ScoreBook) -> pd.DataFrame:
     """One row per model and score, mean over seeds, the best AUROC over all sets first.
 
     Columns: model, score, year (of the score), seeds, accuracy (of ID classes on id_test), centroid_gap
-    (there too; NaN where a head stands for the texts), then for each group of sets and "all" auroc, fpr95_id and fpr95_ood (``auroc near``) with ``_low``/``_high`` over seeds
-    and images, worst class (see ``worst_class``), data (training data used), seconds to adapt, parameters
-    trained, microseconds per image to score.
+    (there too; NaN where a head stands for the texts), then for each group of sets and "all" auroc, fpr95_id
+    and fpr95_ood (``auroc near``) with ``_low``/``_high`` over seeds and images, worst class (see
+    ``worst_class``), data (training data used), seconds to adapt, parameters trained, microseconds per image
+    to score.
     """
     summary = leaderboard.summarise(book)
     means, parts = summary[summary.average], []
