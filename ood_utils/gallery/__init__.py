@@ -11,7 +11,7 @@ A method says what it needs of the ``Evidence`` and gets only that. The core not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import ModuleType
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from scipy.special import logsumexp
 
-from .. import methods, registry
+from .. import methods, negatives, registry
 from ..errors import UserError, nearest
 from ..methods import Method
 
@@ -35,6 +35,7 @@ Kind = Literal["scores", "adaptive", "adaptations"]
 State = dict[str, np.ndarray]  # what an adaptation learnt, as it is kept on disk
 Step = Callable[[np.ndarray], np.ndarray]  # unit rows (b, d) of the next batch -> (b,) scores
 Look = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]  # rows -> cosines (n, K), (n, M) or None
+_ELEMENTS = 2**23  # logits held at a time: 64 MB in float64
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,16 @@ class Evidence(methods.Evidence):
     images, ``train_labels`` (m,); ``class_names``; ``corpus`` (word, part of speech) and ``corpus_text``
     (C, d), from which negatives are mined; ``encode``: prompted texts -> unit rows; ``no_text`` (K, d):
     CLIPN's "no" texts. ``look``: cosines where they are no products of images and texts (a linear head, texts
-    that depend on the image); ``moved``: what an adaptation does to image rows and patches.
+    that depend on the image); ``moved``: what an adaptation does to image rows and patches. ``synonyms``: of
+    the classes, no negatives; ``prompt``: template of the corpus's nouns, for what is encoded beside it.
     """
 
     patches: np.ndarray | None = None
     train: np.ndarray | None = None
     train_labels: np.ndarray | None = None
     class_names: Sequence[str] = ()
+    synonyms: Sequence[Sequence[str]] = ()
+    prompt: str = negatives.NOUN
     corpus: Sequence[tuple[str, str]] = ()
     corpus_text: np.ndarray | None = None
     encode: Callable[[list[str]], np.ndarray] | None = None
@@ -88,8 +92,24 @@ class Evidence(methods.Evidence):
         """(n,) float64 NegLabel, of the cosines that ``look`` gives (one group) where there is one."""
         if self.look is None:
             return super().log_odds
-        ours, theirs = (part.astype(np.float64) / self.temperature for part in self.look(self.images))
-        return logsumexp(ours, axis=1) - logsumexp(theirs, axis=1)
+        return np.concatenate([logsumexp(p, axis=1) - logsumexp(n, axis=1) for p, n in self.blocks()])
+
+    @property
+    def fixed_text(self) -> np.ndarray | None:
+        """``class_text``, None under ``look``: a need of what multiplies images by texts of its own."""
+        return self.class_text if self.look is None else None
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Logits (b, K) and (b, M), float64, of consecutive images: cosines / temperature, at most 64 MB.
+
+        Needs ``class_text`` and ``negative_text``; by ``look`` where there is one. Any length of rows.
+        """
+        texts = [self.class_text.T.astype(np.float64), self.negative_text.T.astype(np.float64)]
+        width = texts[0].shape[1] + texts[1].shape[1]
+        for rows in np.array_split(self.images, len(self.images) * width // _ELEMENTS + 1):
+            products = self.look(rows) if self.look else [rows.astype(np.float64) @ text for text in texts]
+            ours, theirs = (part.astype(np.float64) / self.temperature for part in products)
+            yield ours, theirs
 
 
 @dataclass(frozen=True)
