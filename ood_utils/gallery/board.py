@@ -190,6 +190,7 @@ class Gallery:
             train.rows[:0], embedded.class_text, embedded.negative_text, profile.temperature, profile.groups,
             profile.beta, train=train.rows, train_labels=train.labels, class_names=embedded.class_names,
             corpus=embedded.corpus, corpus_text=embedded.corpus_text, encode=self._encoder(network),
+            synonyms=embedded.synonyms, prompt=profile.negative_prompt,
         )  # fmt: skip
         rows = {of: _digest(one.rows) for of, one in (*embedded.sets.items(), ("train", train))}
         texts = [_digest(part) for part in (embedded.class_text, embedded.corpus_text)]
