@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,11 +31,15 @@ from ..errors import UserError
 from ..leaderboard import ScoreBook
 from ..negatives import NegativeList
 from . import Adaptation, Evidence, Kind, State, Task, every, find, modules
+from .stream import CONDITIONS, Streamed, simulate
 
 ZERO_SHOT = "zero-shot"
 IN_FULL = (ZERO_SHOT, "FLYP", "CMA")  # starts that every score reads; other models: the core's and their own
 COMBINED = (("CMA", "KR-NFT"),)  # (start, adaptation) beside those of the zero-shot model
-HELPERS = ("tuning", "prompts", "patches", "gap")  # shared code: its change makes every row anew
+STREAMED = (ZERO_SHOT, "CMA")  # models that adaptive scores start from
+PLAIN = CONDITIONS[0]  # balanced and shuffled
+BESIDE = ("NegLabel",)  # static scores shown on the same streams
+APART = ("__init__", "board", "claims", "table", "toy")  # of this folder; what else is there methods share
 TIMED = 512  # images on which a score is timed
 
 
@@ -59,6 +63,18 @@ class Model:
         """Evidence with the images of one set, or with its first ones."""
         rows = self.embedded[name].rows[:first]
         return self.known.of(rows, self.patches(name)[:first] if patched else None)
+
+
+class Stream(NamedTuple):
+    """One test stream, scored: which, and its scores."""
+
+    model: str
+    score: str
+    order: str
+    ratio: str
+    set: str
+    seed: int
+    found: Streamed
 
 
 @dataclass
@@ -271,11 +287,43 @@ class Gallery:
                 _keep(path, key, found, facts)
         return None if found is None else (found, facts["microseconds"])
 
+    def stream(self, model: Model, name: str) -> list[Stream]:
+        """What an adaptive score, or a static one beside it, gave on every test stream; [] where it failed.
+
+        One stream a condition, OoD test set and seed: the model's own, or the zero-shot model's several; and
+        the plain one for each validation set, to choose by.
+        """
+        kind: Kind = "adaptive" if name in every("adaptive") else "scores"
+        method, path = find(kind, name), model.folder / f"{slug(name)}_streams.safetensors"
+        key = files.hash_of([code_of(kind, name), model.key, self.profile.gallery_seeds])[:16]
+        known, test = model.known, model.embedded.of_split()
+        seeds = range(self.profile.gallery_seeds) if model.name == ZERO_SHOT else [model.seed]
+        asked = [(*how, of, seed) for how in CONDITIONS for of in test for seed in seeds]
+        asked += [(*PLAIN, of, seed) for of in model.embedded.of_split("validation") for seed in seeds]
+        names = ["|".join(map(str, one)) for one in asked]
+        found, _ = _kept(path, key)
+        if found is None:
+            with self._standing(model.name, model.seed, name):
+                found = {}
+                for label, (order, ratio, of, seed) in zip(names, asked, strict=True):
+                    how = {"order": order, "ratio": ratio, "seed": seed}
+                    inside = model.embedded["id_test" if of in test else "id_val"].rows
+                    one = simulate(method, known, inside, model.embedded[of].rows, **how)
+                    found |= {f"{label}|{part}": values for part, values in one._asdict().items()}
+                _keep(path, key, found, {})
+        if found is None:
+            return []
+        parts = [Streamed(*(found[f"{label}|{part}"] for part in Streamed._fields)) for label in names]
+        return [Stream(model.name, name, *one, part) for one, part in zip(asked, parts, strict=True)]
+
     def run(self, plan: pd.DataFrame | None = None) -> Board:
-        """Every model of a plan, by default all, read by its scores."""
+        """Every model of a plan, by default all, read by its scores; some on test streams too."""
         scores: dict[tuple[str, int, str], dict[str, np.ndarray]] = {}
+        streams: list[Stream] = []
         facts, model = [], None
         for model in self.models(self.plan() if plan is None else plan):
+            for name in [*every("adaptive"), *BESIDE] if model.name in STREAMED else []:
+                streams += self.stream(model, name)
             for name in self.wanted(model):
                 if (found := self.score(model, name)) is not None:
                     scores[model.name, model.seed, name] = found[0]
@@ -283,7 +331,7 @@ class Gallery:
                     facts.append(row | model.facts)
         if model is None or not scores:
             raise UserError(f"no row of the gallery could be made: {next(iter(self.failed.values()), '')}")
-        return Board(scores, pd.DataFrame(facts), model.embedded, self.profile.bootstrap)
+        return Board(scores, streams, pd.DataFrame(facts), model.embedded, self.profile.bootstrap)
 
 
 @dataclass(frozen=True)
@@ -291,6 +339,7 @@ class Board:
     """The gallery's rows: scores of every image by (model, seed, score), and what each row cost."""
 
     scores: dict[tuple[str, int, str], dict[str, np.ndarray]]
+    streams: list[Stream]
     facts: pd.DataFrame
     embedded: StudyEmbeddings
     draws: int
@@ -314,7 +363,7 @@ def slug(name: str) -> str:
 
 def code_of(kind: Kind, name: str) -> list[str]:
     """Hashes of a method's own file and of the code that methods share."""
-    shared = [path for x in HELPERS if (path := Path(__file__).with_name(f"{x}.py")).is_file()]
+    shared = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem not in APART]
     return [files.file_hash(path) for path in (modules(kind)[name].__file__, *shared)]
 
 

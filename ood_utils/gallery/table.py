@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .. import leaderboard, metrics
 from ..leaderboard import ScoreBook
+from ..metrics import Interval
 from . import find
-from .board import Board
+from .board import PLAIN, Board, Stream
 
+Row = tuple[str, str]  # (model, score)
 SHOWN = ("auroc", "fpr95_id", "fpr95_ood")
 LARGE = 20  # images from which an OoD class is large enough to have an FPR95 of its own
-
-
-class Claim(NamedTuple):
-    """Of two rows (model, score) a is said to be better on a group of sets."""
-
-    claim: str
-    a: tuple[str, str]
-    b: tuple[str, str]
-    group: str = "all"
 
 
 def table(board: Board, book: ScoreBook) -> pd.DataFrame:
@@ -79,28 +72,66 @@ def worst_class(book: ScoreBook) -> pd.Series:
     return keys.assign(worst=np.max(shares, axis=0)).groupby(["method", "score"], sort=False)["worst"].mean()
 
 
-def claims(book: ScoreBook, asked: Iterable[Claim]) -> pd.DataFrame:
-    """What others claim, judged here: one row each, in AUROC, averaged over a group's sets.
+def streams(board: Board, draws: int = 200) -> pd.DataFrame:
+    """One row per model, score, condition of the test stream and group of sets ("all" test sets too): means.
 
-    Columns: claim, a, b ("model · score"), group, difference (a minus b), low, high, p_holm (corrected over
-    all that are asked), verdict: "holds" where a is better, "the reverse" where it is worse, "not settled",
-    or "not measured" where a row is missing.
+    Columns: model, score, order, ratio, group, streams, auroc, fpr95_id, fpr95_ood with ``_low``/``_high``:
+    the mean over streams of each one's 95 % interval over its images (other streams of the same images do
+    not make it narrower), ``auroc_min``/``auroc_max`` of single streams.
     """
-    rows = {(model, score): book.rows(model, score) for model, _, score in book.keys}
-    listed, k = list(asked), metrics.METRICS.index("auroc")
-    there = [{one.a, one.b} <= rows.keys() and one.group in book.averages for one in listed]
-    known = [one for one, is_there in zip(listed, there, strict=True) if is_there]
-    found = book.estimates((f"average {one.group}", rows[one.a], rows[one.b]) for one in known)
-    numbers = np.full((len(listed), 4), np.nan)
-    if known:
-        numbers[there] = np.array([[part[k] for part in one] for one in found])
-        numbers[there, 3] = metrics.holm(numbers[there, 3])
-    said = [(one.claim, " · ".join(one.a), " · ".join(one.b), one.group) for one in listed]
-    frame = pd.DataFrame(said, columns=["claim", "a", "b", "group"])
-    frame[["difference", "low", "high", "p_holm"]] = numbers
-    settled, missing = frame.p_holm.round(4) < leaderboard.ALPHA, frame.p_holm.isna()
-    cases = {"not measured": missing, "not settled": ~settled, "holds": frame.difference > 0}
-    return frame.assign(verdict=np.select(list(cases.values()), list(cases), "the reverse"))
+    rows = []
+    for (model, score, order, ratio, seed), found in _by_stream(board).items():
+        drawn = {name: _resampled(board, [one], draws)[0] for name, one in found.items()}
+        for group, own in _groups(board, found).items():
+            if not own:
+                continue
+            mean = np.mean([drawn[name] for name in own], axis=0)
+            ends = np.quantile(mean[1:], [0.025, 0.975], axis=0).T.ravel()
+            rows.append([model, score, order, ratio, seed, group, *mean[0], *ends])
+    ends = [f"{metric}_{end}" for metric in SHOWN for end in ("low", "high")]
+    frame = pd.DataFrame(rows, columns=["model", "score", "order", "ratio", "seed", "group", *SHOWN, *ends])
+    by = frame.groupby(["model", "score", "order", "ratio", "group"], sort=False)
+    single = by["auroc"].agg(streams="size", auroc_min="min", auroc_max="max")
+    return by[[*SHOWN, *ends]].mean().join(single).reset_index()
+
+
+def stream_difference(board: Board, a: Row, b: Row, draws: int = 1000) -> Interval:
+    """AUROC of row a minus row b, (model, score), on the plain test streams, mean over sets.
+
+    The 95 % interval, paired over images: the mean over streams of each one's.
+    """
+    by, ends = _by_stream(board), []
+    for key in [key for key in by if key[:4] == (*a, *PLAIN) and (*b, *key[2:]) in by]:
+        other = by[(*b, *key[2:])]
+        own = _groups(board, by[key])["all"]
+        pairs = [_resampled(board, [by[key][name], other[name]], draws)[:, 1:, 0] for name in own]
+        ends.append(np.quantile(np.mean([a - b for a, b in pairs], axis=0), [0.025, 0.975]))
+    return Interval(*np.mean(ends, axis=0))
+
+
+def _by_stream(board: Board) -> dict[tuple, dict[str, Stream]]:
+    """(model, score, order, ratio, seed) -> its streams by set."""
+    found: dict[tuple, dict[str, Stream]] = {}
+    for one in board.streams:
+        found.setdefault((one.model, one.score, one.order, one.ratio, one.seed), {})[one.set] = one
+    return found
+
+
+def _groups(board: Board, sets: Iterable[str]) -> dict[str, list[str]]:
+    """Group -> which of the sets are in it; "all": the test sets."""
+    of = {name: board.embedded[name].group for name in sets}
+    found = {group: [name for name in of if of[name] == group] for group in dict.fromkeys(of.values())}
+    return found | {"all": [name for name in of if of[name] != "validation"]}
+
+
+def _resampled(board: Board, ones: Sequence[Stream], draws: int) -> np.ndarray:
+    """(streams, 1 + draws, 3): the metrics ``SHOWN`` of streams of the same images, and their bootstrap."""
+    first, outside = ones[0], board.embedded[ones[0].set]
+    inside = board.embedded["id_val" if outside.group == "validation" else "id_test"]
+    clusters = inside.together[first.found.id_index], outside.together[first.found.ood_index]
+    both = [np.stack(scores) for scores in zip(*(one.found[:2] for one in ones), strict=True)]
+    drawn = metrics.bootstrap_draws(both[0], both[1], draws, first.seed, *clusters)["ood"]
+    return np.concatenate([metrics.point_metrics(*both)[:, None], drawn], axis=1)[..., : len(SHOWN)]
 
 
 def cliques(

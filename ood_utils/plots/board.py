@@ -63,3 +63,64 @@ def cliques(frame: pd.DataFrame, runs: Sequence[tuple[int, int]], title: str, xl
     ax.set_xlabel(xlabel)
     own = [",".join(str(k) for k, (a, b) in enumerate(runs) if a <= place <= b) for place in places]
     return figure, frame.assign(cliques=own)
+
+
+def gap_and_detection(frame: pd.DataFrame, title: str) -> Drawn:
+    """A dot per model: its centroid gap against its AUROC, with the interval; models without a gap left out.
+
+    ``frame``: columns model, centroid_gap, auroc all, auroc_low all, auroc_high all. Data: those columns.
+    """
+    columns = ["model", "centroid_gap", "auroc all", "auroc_low all", "auroc_high all"]
+    drawn = frame[columns].dropna().reset_index(drop=True)
+    figure, (ax,) = style.panels([""], title, height=4.6)
+    for row in drawn.itertuples(index=False):
+        name, gap, value, low, high = row
+        colour = style.METHOD_COLOURS.get(name, style.INK)
+        ax.errorbar(
+            gap, value, [[value - low], [high - value]], fmt="o", color=colour, markersize=5, linewidth=0.8
+        )
+    for gap, value, name in _spaced(drawn):
+        ax.annotate(name, (gap, value), xytext=(6, 0), textcoords="offset points", fontsize=7, va="center")
+    ax.set(xlabel="centroid gap on id_test (smaller = closer)", ylabel="AUROC with NegLabel, mean over sets")
+    ax.margins(x=0.14)
+    return figure, drawn
+
+
+def _spaced(drawn: pd.DataFrame) -> list[tuple[float, float, str]]:
+    """Where the names of dots go: beside them, pushed up where two would lie on each other."""
+    height = (drawn["auroc_high all"].max() - drawn["auroc_low all"].min()) / 32
+    width = (drawn.centroid_gap.max() - drawn.centroid_gap.min()) / 6
+    placed: list[tuple[float, float, str]] = []
+    for row in drawn.sort_values("auroc all").itertuples(index=False):
+        y = row[2]
+        for x_other, y_other, _ in placed:
+            if abs(row[1] - x_other) < width and y - y_other < height:
+                y = y_other + height
+        placed.append((row[1], y, row[0]))
+    return placed
+
+
+def streams(frame: pd.DataFrame, title: str) -> Drawn:
+    """A panel per model, a line per score: AUROC on each test stream, with the interval of its images.
+
+    ``frame``: columns model, score, stream, auroc, auroc_low, auroc_high, the streams in order of appearance;
+    the static score is drawn in black. Data: the same.
+    """
+    models, kinds = frame.model.unique(), list(frame.stream.unique())
+    figure, axes = style.panels(models, title, columns=2, height=4.0, sharey=True)
+    others = [name for name in frame.score.unique() if name != "NegLabel"]
+    colours = dict(zip(others, style.SPREAD, strict=False)) | {"NegLabel": "black"}
+    for ax, (_, panel) in zip(axes, frame.groupby("model", sort=False), strict=True):
+        for k, (name, rows) in enumerate(panel.groupby("score", sort=False)):
+            rows = rows.set_index("stream").reindex(kinds)
+            x = np.arange(len(kinds)) + 0.06 * (k - len(colours) / 2)
+            reach = [rows.auroc - rows.auroc_low, rows.auroc_high - rows.auroc]
+            ax.errorbar(
+                x, rows.auroc, reach, fmt="o-", color=colours[name], markersize=4, linewidth=1, label=name
+            )
+        ax.set_xticks(range(len(kinds)), [kind.replace(", ", "\n") for kind in kinds], fontsize=8)
+    axes[0].set_ylabel("AUROC, mean over OoD sets")
+    style.legend(figure)
+    return figure, frame[["model", "score", "stream", "auroc", "auroc_low", "auroc_high"]].reset_index(
+        drop=True
+    )

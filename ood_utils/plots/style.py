@@ -21,6 +21,7 @@ METHOD_COLOURS = {
     "FLYP + relation": "#882255", "CMA + relation": "#CC79A7", "CMA closed + relation": "#000000",
 }  # fmt: skip
 SPARE_COLOURS = ("#F0E442", "#999933", "#44AA99", "#AA4499", "#332288", "#88CCEE")
+SPREAD = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")  # for seven equals
 WIDTH, PANEL = 9.0, 3.2  # inches: a notebook's text column; the height of one row of panels
 RC = {
     "axes.spines.top": False,
