@@ -131,7 +131,7 @@ def test_every_file_is_small_and_found_beside_the_core_six() -> None:
 def test_logits_come_in_blocks_by_look_too(monkeypatch: pytest.MonkeyPatch) -> None:
     by_look = E.change(look=lambda rows: (rows @ E.class_text.T, rows @ E.negative_text.T))
     whole = neglabel_100.METHOD(E), renyi.METHOD(E)
-    monkeypatch.setattr(gallery, "_ELEMENTS", 200)  # a few images at a time
+    monkeypatch.setattr(gallery, "BLOCK", 200)  # a few images at a time
     assert len(list(E.blocks())) > 10
     close(np.concatenate([theirs for _, theirs in E.blocks()]), NEG / T)
     close(by_look.log_odds, LOG_ODDS, 1e-4)  # float32 products
@@ -158,7 +158,7 @@ def test_gl_mcm_is_the_formula_in_blocks_and_mcm_without_regions(monkeypatch: py
         local = max(softmax(T64 @ region.astype(np.float64)).max() for region in regions)
         wanted.append(softmax(T64 @ image.astype(np.float64)).max() + 0.5 * local)
     close(gl_mcm.gl_mcm(E, 0.5), wanted)
-    monkeypatch.setattr(gl_mcm, "_ELEMENTS", 100)
+    monkeypatch.setattr(gl_mcm, "BLOCK", 100)
     close(gl_mcm.gl_mcm(E, 0.5), wanted)
     close(gl_mcm.gl_mcm(E, 0), scores.mcm(COS))
 

@@ -12,15 +12,13 @@ import numpy as np
 
 from ...methods import Method
 from ...scores import mcm
-from .. import Evidence
-
-_ELEMENTS = 2**23  # cosines of regions held at a time: 64 MB in float64
+from .. import BLOCK, Evidence
 
 
 def gl_mcm(evidence: Evidence, weight: float = 1.0) -> np.ndarray:
     """(n,), in (0, 1 + ``weight``]; ``weight`` of the regions."""
     n, regions, d = evidence.patches.shape
-    parts = np.array_split(evidence.patches, n * regions * len(evidence.class_text) // _ELEMENTS + 1)
+    parts = np.array_split(evidence.patches, n * regions * len(evidence.class_text) // BLOCK + 1)
     local = [mcm(replace(evidence, images=part.reshape(-1, d)).cosines) for part in parts if len(part)]
     return mcm(evidence.cosines) + weight * np.concatenate(local).reshape(n, regions).max(axis=1)
 

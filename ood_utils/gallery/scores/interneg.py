@@ -13,7 +13,7 @@ import numpy as np
 from ... import negatives
 from ...errors import UserError
 from ...methods import Method
-from .. import Evidence
+from .. import BLOCK, Evidence
 from .residual import prototypes
 
 
@@ -23,7 +23,7 @@ def select(words: np.ndarray, texts: np.ndarray, images: np.ndarray, most: int) 
     ``texts`` (K, d) and ``images`` (K, d): class texts and image prototypes, row by row; all unit rows.
     """
     base = np.einsum("kd,kd->k", texts.astype(np.float64), images.astype(np.float64))
-    margins, blocks = [], np.array_split(words, len(words) * len(texts) // 2**23 + 1)
+    margins, blocks = [], np.array_split(words, len(words) * len(texts) // BLOCK + 1)
     for block in blocks:
         gaps = base - block.astype(np.float64) @ images.T
         margins.append(np.where((gaps > 0).all(axis=1), gaps.sum(axis=1), -np.inf))
