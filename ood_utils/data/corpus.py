@@ -109,19 +109,21 @@ def corpus_need(corpus: str) -> Need:
     return Need(path.exists() and not gone, what, remedy)
 
 
-def conjugate(corpus: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def conjugate(
+    corpus: Sequence[tuple[str, str]], superclasses: Sequence[str] = CSP_SUPERCLASSES
+) -> list[tuple[str, str]]:
     """CSP's corpus: each adjective becomes "adjective superclass", the part "conjugated"; nouns stay.
 
-    The superclass is one of 14 broad words (``CSP_SUPERCLASSES``), picked by a hash of the adjective: as good
-    as random, and the same whatever else the corpus holds (the official code draws in corpus order). Pass
-    ``wordnet(folder, CSP_LEFT_OUT)``; a conjugated name is a noun phrase and takes the nouns' prompt.
-    Source: CSP (arXiv 2410.08611).
+    The superclass is one of ``superclasses``, by default CSP's 14 broad words, picked by a hash of the
+    adjective: as good as random, and the same whatever else the corpus holds (the official code draws in
+    corpus order). Pass ``wordnet(folder, CSP_LEFT_OUT)``; a conjugated name is a noun phrase and takes the
+    nouns' prompt. Source: CSP (arXiv 2410.08611).
     """
     found = []
     for word, part in corpus:
         if part == "adj":
-            pick = zlib.crc32(f"0 {word}".encode()) % len(CSP_SUPERCLASSES)
-            word, part = f"{word} {CSP_SUPERCLASSES[pick]}", "conjugated"
+            pick = zlib.crc32(f"0 {word}".encode()) % len(superclasses)
+            word, part = f"{word} {superclasses[pick]}", "conjugated"
         found.append((word, part))
     return found
 
