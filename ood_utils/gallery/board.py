@@ -35,7 +35,7 @@ from . import Adaptation, Evidence, Kind, State, Task, every, find, modules
 ZERO_SHOT = "zero-shot"
 IN_FULL = (ZERO_SHOT, "FLYP", "CMA")  # starts that every score reads; other models: the core's and their own
 COMBINED = (("CMA", "KR-NFT"),)  # (start, adaptation) beside those of the zero-shot model
-HELPERS = ("tuning", "prompts", "patches", "gap")  # shared code: its change makes every row anew
+HELPERS = ("tuning", "heads", "prompts", "patches", "gap")  # shared code: its change makes every row anew
 TIMED = 512  # images on which a score is timed
 
 
