@@ -281,10 +281,11 @@ class Gallery:
                 began = time.perf_counter()
                 method(again)
                 facts = {"microseconds": 1e6 * (time.perf_counter() - began) / len(again.images)}
-                found = {x: method(model.of(x, None, patched)) for x in model.embedded.sets}
-                if lost := [x for x, values in found.items() if not np.isfinite(values).all()]:
+                made = {x: method(model.of(x, None, patched)) for x in model.embedded.sets}
+                if lost := [x for x, values in made.items() if not np.isfinite(values).all()]:
                     raise UserError(f"{name} gave scores of {lost[0]} that are not finite")
-                _keep(path, key, found, facts)
+                _keep(path, key, made, facts)
+                found = made
         return None if found is None else (found, facts["microseconds"])
 
     def stream(self, model: Model, name: str) -> list[Stream]:
@@ -304,13 +305,14 @@ class Gallery:
         found, _ = _kept(path, key)
         if found is None:
             with self._standing(model.name, model.seed, name):
-                found = {}
+                made = {}
                 for label, (order, ratio, of, seed) in zip(names, asked, strict=True):
                     how = {"order": order, "ratio": ratio, "seed": seed}
                     inside = model.embedded["id_test" if of in test else "id_val"].rows
                     one = simulate(method, known, inside, model.embedded[of].rows, **how)
-                    found |= {f"{label}|{part}": values for part, values in one._asdict().items()}
-                _keep(path, key, found, {})
+                    made |= {f"{label}|{part}": values for part, values in one._asdict().items()}
+                _keep(path, key, made, {})
+                found = made
         if found is None:
             return []
         parts = [Streamed(*(found[f"{label}|{part}"] for part in Streamed._fields)) for label in names]

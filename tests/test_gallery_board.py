@@ -1,0 +1,210 @@
+"""The gallery's board on the tiny glyph world: rows by content, failures apart, its table by plain loops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ood_utils import comparisons, data, embeddings, metrics
+from ood_utils.config import load_profile
+from ood_utils.errors import UserError
+from ood_utils.gallery import Adaptive, board, claims, every, find, modules, stream, table
+from ood_utils.leaderboard import ScoreBook
+from ood_utils.methods import Method
+
+CHEAP = ("MCM", "NegLabel", "kNN")
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> board.Gallery:
+    folder = tmp_path_factory.mktemp("gallery")
+    profile = load_profile("glyphs-tiny", {"gallery_steps": 0.05, "gallery_seeds": 1})
+    study = data.load(profile)
+    zero_shot = comparisons.embed_weights(folder, study, profile, profile.pretrained)
+    return board.Gallery(folder, study, profile, embeddings.mine(zero_shot, profile))
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """The gallery cut to a few scores and one adaptive one; how often each was computed."""
+    counts: dict[str, int] = {}
+
+    def counted(name: str) -> Method:
+        def score(evidence):  # noqa: ANN001, ANN202
+            counts[name] = counts.get(name, 0) + 1
+            return find("scores", name).score(evidence)
+
+        return replace(find("scores", name), score=score)
+
+    of = {name: counted(name) for name in CHEAP}
+    last = Adaptive("last", 2026, "here", (), lambda known: lambda rows: known.of(rows).cosines.max(axis=1))
+    kinds = {"scores": of, "adaptive": {"last": last}, "adaptations": every("adaptations")}
+    monkeypatch.setattr(board, "every", lambda kind: kinds[kind])
+    monkeypatch.setattr(board, "find", lambda kind, name: kinds[kind].get(name) or find(kind, name))
+    monkeypatch.setattr(board, "code_of", lambda kind, name: [kind, name, str(few_code.get(name))])
+    few_code.clear()
+    yield counts
+
+
+few_code: dict[str, str] = {}
+
+
+def test_every_method_has_a_file_and_its_card() -> None:
+    assert (
+        len(modules("scores")) >= 25 and len(modules("adaptive")) >= 7 and len(modules("adaptations")) >= 20
+    )
+    for kind in ("scores", "adaptive", "adaptations"):
+        for name, file in modules(kind).items():
+            own = find(kind, name)
+            assert own.name == name and 2000 < own.year < 2030 and own.source, name
+            assert len(Path(file.__file__).read_text().splitlines()) <= 135, (
+                f"{file.__file__} is long for one method"
+            )
+            assert len(file.__doc__) > 40, f"{file.__file__} does not say its idea"
+    for name, one in every("adaptations").items():
+        assert (one.recipe is None) != (one.fit is None), f"{name}: a recipe or a fit, and not both"
+        assert one.note and set(one.scores) <= {*every("scores")}, name
+
+
+def test_a_row_is_kept_by_its_content_and_a_changed_method_runs_alone(
+    shown: board.Gallery, few: dict
+) -> None:
+    plan = shown.plan([])
+    first = shown.run(plan)
+    again = shown.run(plan)
+    once = 2 + len(first.embedded.sets)  # timed twice, then every set
+    assert few == {"MCM": once, "kNN": once, "NegLabel": once + len(first.streams) // 2}
+    for key, of in first.scores.items():
+        for name, values in of.items():
+            np.testing.assert_array_equal(values, again.scores[key][name])
+    few_code["kNN"] = "edited"
+    shown.run(plan)
+    assert few["kNN"] == 2 * few["MCM"] == 2 * once
+
+
+def test_scores_are_those_of_the_method_called_by_hand(shown: board.Gallery, few: dict) -> None:
+    found = shown.run(shown.plan([]))
+    zero_shot = found.embedded
+    by_hand = find("scores", "MCM")
+    for name in ("id_test", *zero_shot.of_split()):
+        from ood_utils.leaderboard import evidence_of
+
+        expected = by_hand(evidence_of(zero_shot, name, shown.profile))
+        np.testing.assert_array_equal(found.scores["zero-shot", 0, "MCM"][name], expected)
+
+
+def test_an_adaptation_is_fitted_once_and_again_when_its_file_is_damaged(
+    shown: board.Gallery, few: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted, own, others = [], find("adaptations", "LP"), board.find
+    watched = replace(own, fit=lambda task: fitted.append(task.seed) or own.fit(task))
+    monkeypatch.setattr(board, "find", lambda kind, name: watched if name == "LP" else others(kind, name))
+    first = shown.run(shown.plan(["LP"]))
+    state = shown.folder / "gallery" / "lp_seed0" / "state.safetensors"
+    before = load_file(state)
+    shown.run(shown.plan(["LP"]))
+    assert fitted == [0]
+    state.write_bytes(state.read_bytes()[:100])
+    again = shown.run(shown.plan(["LP"]))
+    assert fitted == [0, 0] and all(np.array_equal(before[x], load_file(state)[x]) for x in before)
+    row = first.facts[first.facts.model == "LP"].iloc[0]
+    assert row.parameters > 0 and row.seconds > 0 and row.data == "full" and 0 < row.accuracy <= 1
+    assert "NegLabel" not in set(first.facts[first.facts.model == "LP"].score)  # a head has no negatives
+    assert set(again.scores) == set(first.scores)
+
+
+def test_a_fault_is_the_reason_of_one_row_and_the_others_stand(
+    shown: board.Gallery, few: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(evidence):  # noqa: ANN001, ANN202
+        raise ZeroDivisionError("by hand")
+
+    def nan(evidence):  # noqa: ANN001, ANN202
+        return np.full(len(evidence.images), np.nan)
+
+    bad = {
+        "MCM": replace(find("scores", "MCM"), score=broken),
+        "kNN": replace(find("scores", "kNN"), score=nan),
+    }
+    bad["CLIPN-ATD"] = find("scores", "CLIPN-ATD")
+    kinds = {"scores": {"NegLabel": find("scores", "NegLabel"), **bad}, "adaptive": {}, "adaptations": {}}
+    monkeypatch.setattr(board, "every", lambda kind: kinds[kind])
+    monkeypatch.setattr(board, "find", lambda kind, name: kinds[kind][name])
+    monkeypatch.setattr(board, "code_of", lambda kind, name: ["broken", name])
+    shown.failed.clear()
+    found = shown.run(shown.plan([]))
+    assert set(found.scores) == {("zero-shot", 0, "NegLabel")}
+    assert shown.failed["zero-shot", 0, "MCM"] == "ZeroDivisionError: by hand"
+    assert "not finite" in shown.failed["zero-shot", 0, "kNN"]
+    assert "needs no_text" in shown.failed["zero-shot", 0, "CLIPN-ATD"]
+
+
+def test_an_unknown_name_suggests_the_nearest(shown: board.Gallery) -> None:
+    with pytest.raises(UserError, match="CoOp"):
+        shown.plan(["CoOpp"])
+    with pytest.raises(UserError, match="NegLabel"):
+        find("scores", "Neglabel")
+
+
+def test_streams_are_scored_as_simulate_does_and_tabled_as_the_metrics_do(
+    shown: board.Gallery, few: dict
+) -> None:
+    found = shown.run(shown.plan([]))
+    sets = found.embedded.of_split()
+    conditions, validation = len(stream.CONDITIONS), len(found.embedded.of_split("validation"))
+    assert len(found.streams) == 2 * (conditions * len(sets) + validation)  # "last" and NegLabel beside it
+    frame = table.streams(found, 20).set_index(["model", "score", "order", "ratio", "group"])
+    of = [one for one in found.streams if one.score == "last" and one[2:4] == board.PLAIN and one.set in sets]
+    expected = np.mean([metrics.ood_metrics(*one.found[:2]).auroc for one in of])
+    row = frame.loc[("zero-shot", "last", *board.PLAIN, "all")]
+    assert row.auroc == pytest.approx(expected, abs=1e-12)
+    assert row.auroc_low <= row.auroc <= row.auroc_high and row.streams == 1
+    same = table.stream_difference(found, ("zero-shot", "last"), ("zero-shot", "last"), 20)
+    assert same == (0, 0)
+
+
+# --- the table ---
+
+
+def book_of(means: dict[tuple[str, int, str], float], n: int = 300) -> ScoreBook:
+    """Rows with AUROC by how far their ID scores lie from the same OoD scores, two sets of 300 images."""
+    random = np.random.default_rng(0)
+    noise, out = random.normal(size=n), {name: random.normal(size=n) for name in ("a", "b")}
+    inside = np.stack([noise + mean for mean in means.values()])
+    ood = {name: np.tile(values, (len(means), 1)) for name, values in out.items()}
+    clusters = {"a": np.repeat(np.arange(10), 30)}
+    return ScoreBook(list(means), inside, ood, {"a": "near", "b": "far"}, 200, None, clusters)
+
+
+def test_claims_hold_are_reversed_or_are_not_settled() -> None:
+    book = book_of({("x", 0, "s"): 1.0, ("y", 0, "s"): 2.5, ("z", 0, "s"): 1.0001})
+    asked = [
+        claims.Claim("", (a, "s"), (b, "s")) for a, b in (("y", "x"), ("x", "y"), ("x", "x"), ("x", "no"))
+    ]
+    found = claims.claims(book, asked)
+    assert found.verdict.tolist() == ["holds", "the reverse", "not settled", "not measured"]
+    assert found.difference[0] == -found.difference[1] > 0 and (found.low <= found.high)[:3].all()
+
+
+def test_cliques_are_runs_of_rows_without_a_pair_apart() -> None:
+    book = book_of({(name, 0, "s"): mean for name, mean in (("x", 2.5), ("y", 1.0), ("z", 2.5), ("w", 1.0))})
+    frame, runs = table.cliques(book, [(name, "s") for name in "xyzw"])
+    assert frame.model.tolist() == ["x", "z", "y", "w"] and runs == [(0, 1), (2, 3)]
+    assert (frame.value.diff().dropna() <= 0).all()
+    assert table._runs(5, {(0, 2), (1, 3)}) == [(0, 1), (1, 2), (2, 4)]
+    assert table._runs(3, set()) == [(0, 2)] and table._runs(1, set()) == []
+
+
+def test_the_worst_class_is_the_most_accepted_of_large_clusters_and_whole_sets() -> None:
+    book = book_of({("x", 0, "s"): 1.0, ("x", 1, "s"): 1.2})
+    expected = []
+    for row in book.id:
+        threshold = np.sort(row)[::-1][int(np.ceil(0.95 * len(row))) - 1]
+        shares = [(book.ood["a"][0][book.ood_clusters["a"] == k] >= threshold).mean() for k in range(10)]
+        expected.append(max([*shares, (book.ood["b"][0] >= threshold).mean()]))
+    assert table.worst_class(book)["x", "s"] == pytest.approx(np.mean(expected), abs=1e-12)
