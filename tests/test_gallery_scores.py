@@ -13,6 +13,7 @@ from pytorch_ood.detector import Mahalanobis
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit, logsumexp, softmax
 from scipy.stats import spearmanr
+from sklearn.covariance import EmpiricalCovariance, ledoit_wolf
 from sklearn.metrics import roc_auc_score
 
 from ood_utils import gallery, negatives, registry, scores
@@ -174,10 +175,9 @@ def test_logit_gap_is_the_formula_and_ranks_as_mcm_with_all_classes() -> None:
 def test_delta_energy_is_the_formula_and_msp_at_clips_scale() -> None:
     cropped = [np.where(row >= np.sort(row)[-2], 0, row) for row in COS]
     wanted = [0.3 * (logsumexp(a / 0.3) - logsumexp(b / 0.3)) for a, b in zip(COS, cropped, strict=True)]
-    close(delta_energy.delta_energy(COS, 0.3, 2), wanted)
+    close(delta_energy.delta_energy(COS, 0.3, 2 / K), wanted)
     high = 0.5 + COS / 10  # where exp(0 / T) of the cropped one counts for nothing
-    close(delta_energy.delta_energy(high, 0.01, 1), -0.01 * np.log1p(-scores.msp(high, 0.01)))
-    assert np.isfinite(delta_energy.delta_energy(COS[:, :2])).all()
+    close(delta_energy.delta_energy(high, 0.01), -0.01 * np.log1p(-scores.msp(high, 0.01)))
 
 
 # --- negatives ---
@@ -255,18 +255,24 @@ def test_knn_and_residual_by_all_distances() -> None:
     close(residual.residual(E.change(images=means)), np.zeros(K), 1e-6)
 
 
-def test_mahalanobis_agrees_with_pytorch_ood() -> None:
-    train = E.train.astype(np.float64)
+def test_mahalanobis_agrees_with_pytorch_ood_where_nothing_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mahalanobis, "LedoitWolf", EmpiricalCovariance)
     oracle = Mahalanobis(None).fit_features(torch.from_numpy(E.train), torch.from_numpy(LABELS))
     theirs = -oracle.predict_features(torch.from_numpy(IMAGES)).numpy()
     scaled = 2 * len(LABELS) * theirs  # theirs has a half of log-densities, and scatter where we divide by n
-    np.testing.assert_allclose(mahalanobis.METHOD(E), scaled, rtol=1e-3)
+    np.testing.assert_allclose(mahalanobis.METHOD(E.change()), scaled, rtol=1e-3)
+
+
+def test_mahalanobis_is_the_formula_with_the_shrunk_covariance() -> None:
+    train = E.train.astype(np.float64)
     means = np.stack([train[LABELS == k].mean(axis=0) for k in range(K)])
     spread = train - means[LABELS]
-    precision = np.linalg.inv(spread.T @ spread / len(train))
+    precision = np.linalg.inv(ledoit_wolf(spread, assume_centered=True)[0])
     gaps = I64[:, None] - means[None]
     wanted = -np.einsum("nkd,de,nke->nk", gaps, precision, gaps).min(axis=1)
     np.testing.assert_allclose(mahalanobis.METHOD(E), wanted, rtol=1e-6)
+    with pytest.raises(UserError, match="Mahalanobis needs two training images of a class"):
+        mahalanobis.METHOD(E.change(train=E.train[:K], train_labels=LABELS[:K]))
 
 
 def test_cooked_is_the_mean_of_text_and_a_probe_that_is_optimal() -> None:
@@ -292,7 +298,7 @@ def test_feature_masking_by_hand_and_without_masks() -> None:
     own = means[(I64 @ head.T).argmax(axis=1)]  # images that are their prototypes: plain energy
     near = feature_masking.masked_energy(own, head, own[:K] * 0 + means, T, 1.0)
     close(near[(own @ head.T).argmax(1) == (I64 @ head.T).argmax(1)], scores.energy(own @ head.T, T))
-    with pytest.raises(UserError, match="training image of every class; class 0 has none"):
+    with pytest.raises(UserError, match="training image of every class; 'class 0' has none"):
         feature_masking.METHOD(E.change(train=E.train[LABELS > 0], train_labels=LABELS[LABELS > 0]))
 
 

@@ -21,7 +21,8 @@ from .residual import prototypes
 def fit(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
     """Head (K, d) and prototypes (K, d); UserError where a class has no training image."""
     if len(missing := np.setdiff1d(np.arange(len(evidence.class_text)), evidence.train_labels)):
-        raise UserError(f"Feature masking needs a training image of every class; class {missing[0]} has none")
+        name = evidence.class_names[missing[0]] if evidence.class_names else missing[0]
+        raise UserError(f"Feature masking needs a training image of every class; {name!r} has none")
     head = evidence.class_text.astype(np.float64)
     return head - head.mean(axis=0), evidence.once(prototypes)
 
