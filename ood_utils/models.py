@@ -336,18 +336,27 @@ class GlyphTokenizer(SimpleTokenizer):
         return codes
 
 
+def causal(model: nn.Module) -> bool:
+    """Whether the text tower is CLIP's: causal, pooled at its end token, a matrix behind it."""
+    mask, projection = getattr(model, "attn_mask", None), getattr(model, "text_projection", None)
+    return mask is not None and model.text_pool_type == "argmax" and isinstance(projection, Tensor)
+
+
 def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
     """Text features (n, d), not normalised, with the context cut to the longest text of the batch.
 
     Exact for a causal tower pooled at its end token: what stands after that token cannot reach it.
     Any other tower is run at full width by open_clip.
     """
-    mask, projection = getattr(model, "attn_mask", None), getattr(model, "text_projection", None)
-    if mask is None or model.text_pool_type != "argmax" or not isinstance(projection, Tensor):
+    if not causal(model):
         return model.encode_text(tokens)
     ends = tokens.argmax(dim=-1)
-    width = int(ends.max()) + 1
-    dtype = model.transformer.get_cast_dtype()
-    x = model.token_embedding(tokens[:, :width]).to(dtype) + model.positional_embedding[:width].to(dtype)
-    x = model.ln_final(model.transformer(x, attn_mask=mask[:width, :width]))
-    return x[torch.arange(len(x), device=x.device), ends] @ projection
+    return encode_embedded(model, model.token_embedding(tokens[:, : int(ends.max()) + 1]), ends)
+
+
+def encode_embedded(model: nn.Module, embedded: Tensor, ends: Tensor) -> Tensor:
+    """The same of embedded tokens (n, w, width), before positions, whose end tokens lie at ``ends`` (n,)."""
+    width, dtype = embedded.shape[1], model.transformer.get_cast_dtype()
+    x = embedded.to(dtype) + model.positional_embedding[:width].to(dtype)
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:width, :width]))
+    return x[torch.arange(len(x), device=x.device), ends] @ model.text_projection

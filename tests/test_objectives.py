@@ -164,7 +164,7 @@ def test_mix_is_a_function_of_seed_and_step() -> None:
 
 
 def test_objectives_are_the_files_of_the_package_and_called_alike() -> None:
-    assert registry.names("objectives") == ["clip", "cma", "m2mix"]
+    assert registry.names("objectives") == ["clip", "cm3", "cm3_fused", "cma", "cma_cu", "m2mix"]
     calls = {
         str(inspect.signature(registry.find("objectives", name).loss))
         for name in registry.names("objectives")
@@ -232,6 +232,9 @@ LOSSES = {
     "cma": lambda i, t, s, y: cma_parts(i, t, s, 0.2),
     "class-aware": lambda i, t, s, y: cma_parts(i, t, s, 0.2, y),
     "m2mix": lambda i, t, s, y: m2mix_parts(i, t, s, 0.3, 0.5),
+    "cma_cu": lambda i, t, s, y: objectives.parts("cma_cu", i, t, s, lam=0.2),
+    "cm3": lambda i, t, s, y: objectives.parts("cm3", i, t, s, lam=0.2),
+    "cm3_fused": lambda i, t, s, y: objectives.parts("cm3_fused", i, t, s, lam=0.2),
 }
 
 

@@ -106,7 +106,7 @@ def test_faults_are_found(tmp_path, html, fault):
 
 def test_the_formulas_of_all_notebooks_are_drawn_without_a_network():
     drawn = {path.stem: page.notebook(path) for path in sorted((config.ROOT / "notebooks").glob("*.ipynb"))}
-    assert len(drawn) == 5 and sum(html.count("<math") for html in drawn.values()) > 20
+    assert len(drawn) == 6 and sum(html.count("<math") for html in drawn.values()) > 20
     for name, html in drawn.items():
         shown = Page(text=html)
         assert shown.raw() == [] and all(source.startswith("data:") for source in shown.sources), name

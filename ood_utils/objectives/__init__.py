@@ -1,4 +1,4 @@
-"""Training objectives on unit embeddings, one file each, found by name: CLIP (FLYP's loss), CMA, m2-Mix.
+"""Training objectives on unit embeddings, one file each, found by name: CLIP (FLYP's loss), CMA, m2-Mix, ...
 
 A new objective is a new file of this package with a function ``loss(batch: Batch, terms: Parts) -> Tensor``,
 the scalar to minimise, in nats, from the rows of all processes and their CLIP terms.

@@ -86,6 +86,7 @@ def _index(folder: Path, record: dict[str, Any], questions: dict[str, str], key:
         answer=[text for name in reversed(names) for text in _results(folder, name).get("answer", [])],
         own=record["parameters"].get("data") == "folder" and folder / "figures/own_mistakes.png" in pictures,
         answers=[_table(path, 60) for path in tables if path.stem == "answer"],
+        gallery=[_table(path, 1000, "_low|_high") for path in tables if path.stem == "gallery"],
         interactive=sorted((folder / "figures").glob("*.html")),
         figures=[{"path": path, "owner": owner.get(f"figures/{path.name}", NOBODY)} for path in pictures],
         tables=[_table(path, 12) for path in tables],
@@ -107,8 +108,11 @@ def _numbers(results: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in flat if value is not None and not isinstance(value, list | dict)]
 
 
-def _table(path: Path, limit: int) -> dict[str, Any]:
-    """The first rows of a CSV file as HTML, numbers to the right, with the meaning of its columns below."""
+def _table(path: Path, limit: int, without: str = "$^") -> dict[str, Any]:
+    """The first rows of a CSV file as HTML, numbers to the right, with the meaning of its columns below.
+
+    ``without``: a pattern of columns that are left to the file.
+    """
     import pandas as pd
     from pandas.io.formats.style import Styler
 
@@ -119,6 +123,7 @@ def _table(path: Path, limit: int) -> dict[str, Any]:
     except (ValueError, OSError) as fault:  # pandas' own are ValueErrors
         what = " ".join(str(fault).split())
         raise UserError(f"table {path} is damaged ({what}); `ood run` makes it again") from None
+    frame = frame.loc[:, ~frame.columns.str.contains(without)]
     right = {name: [{"selector": "", "props": "text-align:right"}] for name in frame.select_dtypes("number")}
     style = Styler(frame.head(limit), uuid=f"{path.stem}-{limit}", cell_ids=False).hide(axis="index")
     style = style.format(_cell, na_rep="", escape="html").set_table_styles(right)
