@@ -235,6 +235,18 @@ def test_training_classifies_better_and_is_a_function_of_the_seed(name: str) -> 
     assert int(first["parameters"]) == sum(part.size for part in first.values() if part.ndim)
 
 
+@pytest.mark.parametrize("name", (*ON_ROWS, *OF_TOWERS))
+def test_the_papers_values_can_be_taken(name: str, tmp_path: Path) -> None:
+    chosen = find("adaptations", name)
+    hyper = chosen.paper | {"steps": 2, "warmup": 0}
+    if "probe" in hyper:
+        hyper["probe"] = hyper["probe"] | {"steps": 2}
+    asked = tower_task(tmp_path, name)[0] if name in OF_TOWERS else task(evidence(), name)
+    state = chosen.fit(replace(asked, hyper=hyper))
+    assert all(np.isfinite(part).all() for part in state.values())
+    assert set(chosen.world) - {"optimiser", "warmup", "weight_decay"} <= set(chosen.paper)
+
+
 # --- heads ---
 
 

@@ -82,7 +82,7 @@ ADAPTATION = Adaptation(
     "full",
     {"steps": 5000, "batch": 32, "lr": 2e-3, "l1": 1.0, "l2": 1.0, "share": 0.2, "reach": 0.3},
     {"steps": 300, "batch": 256, "lr": 1e-3, "warmup": 20, "l1": 1.0, "l2": 3.0, "share": 0.5, "reach": 0.3},
-    "weights of the terms not known; a step uphill in place of a learnt generator of shifts",
+    "only the form is known, every number is ours; a step uphill in place of a learnt generator of shifts",
     needs=("class_text", "train", "train_labels"),
     scores=("Energy", "kNN"),
     fit=fit,

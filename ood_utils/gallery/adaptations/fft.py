@@ -2,7 +2,7 @@
 
 L = CE(softmax((W f(x) + b) / tau), y), f the unit image row. Source: CMA's table (arXiv 2503.18817), where
 it has with Energy the best near-OoD AUROC; its settings are not known, so FLYP's are taken. Changed: this
-world's steps, batch and rate are those of the profile's fine-tunings; no negatives (see ``heads.apply``).
+world's steps and batch are those of the profile's fine-tunings; no negatives (see ``heads.apply``).
 """
 
 from .. import Adaptation, State, Task, heads
@@ -19,7 +19,7 @@ ADAPTATION = Adaptation(
     "full fine-tuning, as in CMA's table (arXiv 2503.18817)",
     "full",
     {"steps": 25_030, "batch": 512, "lr": 1e-5, "warmup": 500, "weight_decay": 0.1},
-    {"steps": 150, "batch": 128, "lr": 2e-4, "warmup": 20, "weight_decay": 0.1},
+    {"steps": 150, "batch": 128, "lr": 5e-4, "warmup": 20, "weight_decay": 0.1},
     "started from the class texts; FLYP's settings, as CMA's are not known",
     needs=("class_text", "train", "train_labels"),
     scores=("MSP", "Energy"),

@@ -20,7 +20,7 @@ ADAPTATION = Adaptation(
     2021,
     "linear probe, as in CMA's table (arXiv 2503.18817)",
     "full",
-    {"steps": 50_000, "batch": 512, "lr": 0.1, "optimiser": "sgd"},
+    {"steps": 50_000, "batch": 512, "lr": 1e-5, "optimiser": "sgd"},  # 0.1 on logits, so tau^2 of it here
     {"steps": 300, "batch": 512, "lr": 3e-4, "weight_decay": 0.0},
     "started from the class texts; AdamW; unaugmented images",
     needs=("class_text", "train", "train_labels"),

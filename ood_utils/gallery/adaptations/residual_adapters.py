@@ -17,6 +17,7 @@ from ... import objectives
 from ...residual import Map
 from .. import Adaptation, Evidence, State, Task
 from ..tuning import tune
+from .fft import ADAPTATION as FFT
 
 
 def moved(side: Map, rows: Tensor) -> Tensor:
@@ -63,15 +64,7 @@ ADAPTATION = Adaptation(
     2026,
     "maps after CLIP-Adapter (arXiv 2110.04544), loss of CMA (arXiv 2503.18817)",
     "full",
-    {
-        "steps": 25_030,
-        "batch": 512,
-        "lr": 1e-5,
-        "warmup": 500,
-        "weight_decay": 0.1,
-        "lam": 0.001,
-        "hidden": 256,
-    },
+    FFT.paper | {"lam": 0.001, "hidden": 256},
     {"steps": 300, "batch": 256, "lr": 1e-3, "warmup": 20, "weight_decay": 0.01, "lam": 0.03, "hidden": 64},
     "no published setting: CMA's recipe on kept rows",
     needs=("class_text", "train", "train_labels"),

@@ -49,7 +49,7 @@ ADAPTATION = Adaptation(
     "Zhong et al. (arXiv 2205.12010), on CLIP",
     "full",
     FFT.paper | {"matched": 0.1, "mismatched": 0.5},
-    FFT.world | {"matched": 0.1, "mismatched": 0.01},
+    FFT.world | {"lr": 2e-4, "matched": 0.1, "mismatched": 0.01},
     "a face recogniser's loss, no fine-tuning of CLIP by it is published: FFT's recipe, frozen class texts",
     needs=("class_text", "train", "train_labels"),
     scores=("MCM", "NegLabel"),
