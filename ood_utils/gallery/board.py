@@ -22,11 +22,12 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from torch.utils.data import Subset
 
 from .. import embeddings, files, geometry, methods, metrics, models, sweep
 from ..config import Profile
 from ..data import Study
-from ..embeddings import StudyEmbeddings
+from ..embeddings import EmbeddedSet, StudyEmbeddings
 from ..errors import UserError
 from ..leaderboard import ScoreBook
 from ..negatives import NegativeList
@@ -40,6 +41,7 @@ STREAMED = (ZERO_SHOT, "CMA")  # models that adaptive scores start from
 PLAIN = CONDITIONS[0]  # balanced and shuffled
 BESIDE = ("NegLabel",)  # static scores shown on the same streams
 APART = ("__init__", "board", "claims", "table", "toy")  # of this folder; what else is there methods share
+PATCHED = 20_000  # images of a set whose patches are held in memory
 TIMED = 512  # images on which a score is timed
 
 
@@ -93,8 +95,12 @@ class Gallery:
     # --- models ---
 
     def plan(self, adaptations: Iterable[str] | None = None) -> pd.DataFrame:
-        """The models: columns model, start, adaptation ("" for none), seed. UserError for unknown names."""
-        names = list(every("adaptations") if adaptations is None else adaptations)
+        """The models: columns model, start, adaptation ("" for none), seed; by default those of the profile.
+
+        UserError for unknown names.
+        """
+        asked = self.profile.gallery_models or every("adaptations") if adaptations is None else adaptations
+        names = list(asked)
         wanted = [(name, ZERO_SHOT, name) for name in names if find("adaptations", name)]
         wanted += [
             (f"{start} + {name}", start, name) for start, name in COMBINED if {start, name} <= {*names}
@@ -212,7 +218,8 @@ class Gallery:
         texts = [_digest(part) for part in (embedded.class_text, embedded.corpus_text)]
         read = [profile.temperature, profile.groups, profile.beta, self.listed.hash]
         key = files.hash_of([network.key, rows, texts, read])[:16]
-        return Model(name, seed, known, embedded, self._patches(network), facts, key, self._place(name, seed))
+        patches = self._patches(network, embedded.sets)
+        return Model(name, seed, known, embedded, patches, facts, key, self._place(name, seed))
 
     def _encoder(self, network: models.Network) -> Callable[[list[str]], np.ndarray]:
         def encode(texts: list[str]) -> np.ndarray:
@@ -222,16 +229,28 @@ class Gallery:
 
         return encode
 
-    def _patches(self, network: models.Network) -> Callable[[str], np.ndarray]:
+    def _patches(self, network: models.Network, sets: dict[str, EmbeddedSet]) -> Callable[[str], np.ndarray]:
         """Patches of a set by its name, computed once a model, and kept in memory alone."""
         found: dict[str, np.ndarray] = {}
 
         def of(name: str) -> np.ndarray:
+            if (count := len(sets[name])) > PATCHED:
+                raise UserError(
+                    f"the patches of {count:,} images ({name}) are too many to hold; leave it out"
+                )
             if name not in found:
                 from . import patches
 
-                device = embeddings.resolve_device(self.profile.device)
-                found[name] = patches.encode(network.parts[0], self.study.sets[name].dataset, device=device)
+                profile, model = self.profile, network.parts[0]
+                options = {
+                    "batch": profile.embed_batch,
+                    "device": profile.device,
+                    "precision": profile.precision,
+                }
+                chosen = Subset(self.study.sets[name].dataset, sets[name].index.tolist())
+                found[name] = patches.encode(
+                    model, chosen, workers=profile.loaders(), progress=False, **options
+                )
             return found[name]
 
         return of
