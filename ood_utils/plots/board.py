@@ -21,7 +21,8 @@ def landscapes(scores: Mapping[str, Callable[[np.ndarray], np.ndarray]], world: 
     accepted.
     """
     rows, seen = toy.grid()
-    figure, axes = style.panels(scores, title, columns=4, height=2.9, subplot_kw={"aspect": "equal"})
+    columns = 3 if len(scores) in (3, 5, 6) else 4
+    figure, axes = style.panels(scores, title, columns, height=11.5 / columns, subplot_kw={"aspect": "equal"})
     frames = []
     for ax, (name, score) in zip(axes, scores.items(), strict=True):
         own, outside = score(world.inside), score(world.outside)
@@ -29,14 +30,14 @@ def landscapes(scores: Mapping[str, Callable[[np.ndarray], np.ndarray]], world: 
         values = score(rows)
         width = max(np.quantile(np.abs(own - threshold), 0.5), 1e-9)
         picture = np.full(seen.shape, np.nan)
-        picture[seen] = np.tanh((values - threshold) / width)
+        picture[seen] = np.round(6 * np.tanh((values - threshold) / width)) / 6  # few colours: small files
         ax.imshow(picture, origin="lower", extent=(-1, 1, -1, 1), cmap=ACCEPTED, vmin=-1, vmax=1)
         picture[seen] = values - threshold
         ax.contour(picture, levels=[0], extent=(-1, 1, -1, 1), colors="black", linewidths=1)
         texts = {"ID text": world.known.class_text, "negative text": world.known.negative_text}
         groups = {"ID image": world.inside, "OoD image": world.outside, **texts}
         style.scatter(ax, {group: points[:, [0, 2]] for group, points in groups.items()}, alpha=0.7)
-        ax.set_title(f"{name}: accepts {np.mean(outside >= threshold):.0%} of OoD", fontsize=9)
+        ax.set_title(f"{name}\naccepts {np.mean(outside >= threshold):.0%} of OoD", fontsize=9)
         ax.set_axis_off()
         found = {"name": name, "x": rows[:, 0], "z": rows[:, 2], "score": values}
         frames.append(pd.DataFrame(found).assign(accepted=values >= threshold))
