@@ -114,12 +114,14 @@ class Shots:
         """(b, K) cosines of a batch's images and ``text`` (K, d), over the temperature."""
         return self.images[batch] @ text.T / self.temperature
 
-    def train(self, task: Task, trained: Sequence[Tensor], loss: Callable[[np.ndarray], Tensor]) -> None:
-        """``tune`` as the task's hyper-parameters say; they give ``steps``, or ``epochs`` over the images."""
+    def train(
+        self, task: Task, trained: Sequence[Tensor], loss: Callable[[np.ndarray], Tensor], **over: Any
+    ) -> None:
+        """``tune`` as the task's hyper-parameters and ``over`` say: so many ``steps``, else ``epochs``."""
         kept = ("batch", "lr", "warmup", "weight_decay", "optimiser")
-        options: dict[str, Any] = {key: task.hyper[key] for key in kept if key in task.hyper}
-        a_pass = math.ceil(len(self.rows) / task.hyper["batch"])
-        steps = task.hyper.get("steps") or task.hyper["epochs"] * a_pass
+        hyper = task.hyper | over
+        options: dict[str, Any] = {key: hyper[key] for key in kept if key in hyper}
+        steps = hyper.get("steps") or hyper["epochs"] * math.ceil(len(self.rows) / hyper["batch"])
         tune(trained, loss, len(self.rows), steps=steps, seed=task.seed, **options)
 
 
