@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import models
-from ...errors import UserError
 from .. import Adaptation, State, Task
 from ..prompts import Shots, apply
 
@@ -52,11 +51,8 @@ class NoTower(nn.Module):
 
 
 def fit(task: Task) -> State:
-    """no_text (K, d), parameters. UserError where the text tower is not CLIP's."""
+    """no_text (K, d), parameters."""
     shots = Shots(task, "CLIPN")
-    if not models.causal(shots.tower):
-        kind = type(shots.tower).__name__
-        raise UserError(f"CLIPN copies CLIP's causal text tower, which {kind} has not; leave it out")
     tower = NoTower(shots.tower)
     tokens = task.network.parts[2](task.study.class_texts(task.profile.prompt)).to(shots.device)
     trained = [p for p in tower.parameters() if p.requires_grad]

@@ -61,7 +61,7 @@ ADAPTATION = Adaptation(
     "Li et al. 2024 (arXiv 2404.03248)",
     "few-shot",
     coop.PAPER | {"batch": 64} | WEIGHTS,
-    coop.WORLD | WEIGHTS | {"steps": 40, "negative_context": 4, "classes": 64},
+    coop.WORLD | WEIGHTS | {"negative_context": 4, "classes": 64},
     f"as CoOp: {coop.NOTE}; a step of the second stage looks at the negatives of 64 classes (0 = all)",
     needs=("class_text", "train"),
     scores=("NegPrompt",),

@@ -98,7 +98,7 @@ ADAPTATION = Adaptation(
     "Zang et al. 2024 (arXiv 2401.15914)",
     "few-shot",
     coop.PAPER | {"context": 4, "epochs": 8, "apart": 1000} | OWN,
-    coop.WORLD | {"steps": 40, "apart": 100} | OWN,
+    coop.WORLD | {"apart": 100} | OWN,
     f"as CoOp: {coop.NOTE}; the unknown classes are words of the negative labels",
     needs=("class_text", "train", "negative_text"),
     scores=("MCM", "NegLabel"),
