@@ -82,6 +82,9 @@ def of_shots(task: Task, name: str, rows: np.ndarray) -> np.ndarray:
 
     UserError where an image is unreadable: its regions would be missing beside its embedding.
     """
+    if lost := len(task.study.train.dataset) - len(task.known.train):
+        fault = f"{name} needs each training image's regions beside its embedding, and {lost} are unreadable"
+        raise UserError(f"{fault}; replace or remove them")
     known, regions = task.known.memo.get(encode, (None, None))
     if not np.array_equal(known, rows):
         profile, chosen = task.profile, Subset(task.study.train.dataset, rows.tolist())

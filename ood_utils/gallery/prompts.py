@@ -40,17 +40,15 @@ def frozen(model: nn.Module) -> Iterator[None]:
 class Prompts:
     """Class names (K) in a prompt whose words before the name give way to vectors (m, width).
 
-    ``words`` (m, width): the hand prompt's own. UserError where the text tower is not CLIP's, or the prompt's
-    words run into the name.
+    ``tower``: one that ``models.causal`` finds so. ``words`` (m, width): the hand prompt's own. UserError
+    where they run into the name.
     """
 
     def __init__(
         self, tower: nn.Module, tokenizer: Callable[[list[str]], Tensor], template: str, names: Sequence[str]
     ) -> None:
-        if not models.causal(tower):
-            kind = type(tower).__name__
-            raise UserError(f"a context is learnt in CLIP's causal text tower, not in {kind}'s; leave it out")
-        self.tower, device, self.names = tower, tower.positional_embedding.device, names
+        self.tower, self.template, self.names = tower, template, names
+        device = tower.positional_embedding.device
         before = tokenizer([template.partition("{}")[0]])[0]
         tokens = tokenizer([template.replace("{}", name) for name in names])
         words = before[1 : before.argmax()]
@@ -68,7 +66,7 @@ class Prompts:
         UserError where no word stands before the name, or ``count`` leaves no room for the longest name.
         """
         if not count and not self.replaced:
-            raise UserError("the prompt has no word before the name to learn from; give context a number")
+            raise UserError(f"prompt {self.template!r} has no word before its {{}}; set context to a number")
         if int(self.ends.max()) - self.replaced + count >= len(self.tower.positional_embedding):
             name = self.names[int(self.ends.argmax())]
             raise UserError(f"context = {count} leaves no room for the class name {name!r}; lower it")
@@ -94,11 +92,15 @@ class Prompts:
 class Shots:
     """The training images an adaptation may see, on the model's device.
 
-    ``rows`` (n,) of the task's training set; ``images`` (n, d) unit rows, ``labels`` (n,).
+    ``rows`` (n,) of the task's training set; ``images`` (n, d) unit rows, ``labels`` (n,). UserError where
+    there is no tower to train, or its texts are not encoded as CLIP's.
     """
 
     def __init__(self, task: Task, name: str) -> None:
         self.tower = task.tower(name).to(resolve_device(task.profile.device))
+        if not models.causal(self.tower):
+            fault = f"{name} needs a text tower as CLIP's, causal and read at its end token"
+            raise UserError(f"{fault}; that of model {task.profile.model!r} is another, so leave it out")
         self.device, self.temperature = self.tower.logit_scale.device, task.known.temperature
         count = task.hyper["shots"]
         self.rows = task.shots(count) if count else np.arange(len(task.known.train))
@@ -114,12 +116,14 @@ class Shots:
         """(b, K) cosines of a batch's images and ``text`` (K, d), over the temperature."""
         return self.images[batch] @ text.T / self.temperature
 
-    def train(self, task: Task, trained: Sequence[Tensor], loss: Callable[[np.ndarray], Tensor]) -> None:
-        """``tune`` as the task's hyper-parameters say; they give ``steps``, or ``epochs`` over the images."""
+    def train(
+        self, task: Task, trained: Sequence[Tensor], loss: Callable[[np.ndarray], Tensor], **over: Any
+    ) -> None:
+        """``tune`` as the task's hyper-parameters and ``over`` say: so many ``steps``, else ``epochs``."""
         kept = ("batch", "lr", "warmup", "weight_decay", "optimiser")
-        options: dict[str, Any] = {key: task.hyper[key] for key in kept if key in task.hyper}
-        a_pass = math.ceil(len(self.rows) / task.hyper["batch"])
-        steps = task.hyper.get("steps") or task.hyper["epochs"] * a_pass
+        hyper = task.hyper | over
+        options: dict[str, Any] = {key: hyper[key] for key in kept if key in hyper}
+        steps = hyper.get("steps") or hyper["epochs"] * math.ceil(len(self.rows) / hyper["batch"])
         tune(trained, loss, len(self.rows), steps=steps, seed=task.seed, **options)
 
 

@@ -5,8 +5,8 @@ whose keys are their texts g and whose values are image features drawn from thei
 
     v_i = mu_i + u sigma_i, u ~ U(0, 1);   made(q) = unit( FFN(q) + Attention(q, g_1..k, v_1..k) )
 
-It learns by making the images of a known class from its neighbours; after a fifth of the steps the prompts
-join in. With CE(x, y) over the K learnt class texts and the hand texts of the step's unknown words:
+It learns by making the images of a known class from its neighbours; then the prompts join in. With CE(x, y)
+over the K learnt class texts and the hand texts of the step's unknown words:
 
     L = d MSE( made(g_y), f ) + [ CE(f, y) / 4 + CE(made(g_y), y) / 4 + CE(made(word), word) / 2 ]
 
@@ -15,6 +15,7 @@ classes are drawn from the negative labels, and count as classes of their own in
 generation in the other direction and the self-distillation.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,35 +46,48 @@ def moments(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tenso
     return mean, (share @ images**2 - mean**2).clamp(min=0).sqrt()
 
 
+def neighbours(known: Tensor, k: int) -> Tensor:
+    """(K, k) indices of the k classes nearest to each of ``known`` (K, d), itself left out."""
+    return (known @ known.T).fill_diagonal_(-2).topk(k).indices
+
+
+def told(shown: Tensor, again: Tensor, new: Tensor, labels: Tensor, text: Tensor, words: Tensor) -> Tensor:
+    """The three cross-entropies: real and remade images (b, d) of ``labels``, made ones (u, d) of ``words``.
+
+    ``text`` (K, d) and ``words`` (u, d) are texts over the temperature; all (K + u) stand in each softmax.
+    """
+    both, place = torch.cat([text, words]), len(text) + torch.arange(len(words), device=labels.device)
+    real, remade = (F.cross_entropy(rows @ both.T, labels) for rows in (shown, again))
+    return real / 4 + remade / 4 + F.cross_entropy(new @ both.T, place) / 2
+
+
 def fit(task: Task) -> State:
     """class_text (K, d), context (m, width), parameters (with the generator's)."""
     shots, hyper, k = Shots(task, "OGEN"), task.hyper, task.hyper["neighbours"]
     known, words = shots.class_text, shots.put(task.known.negative_text)
     mean, sd = moments(shots.images, shots.labels, len(known))
-    to_known = (known @ known.T).fill_diagonal_(-2).topk(k).indices
+    near = neighbours(known, k)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         generator = Generator(known.shape[1], hyper["heads"], hyper["dropout"]).to(shots.device)
-    step = iter(range(10**9))
-    started = hyper["apart"]
 
     def made(text: Tensor, near: Tensor) -> Tensor:
         values = mean[near] + torch.rand(len(near), 1, known.shape[1], device=near.device) * sd[near]
         return generator(text, known[near], values)
 
-    def loss(text: Tensor, batch: object) -> Tensor:
-        images, labels = shots.images[batch], shots.labels[batch]
-        again = made(known[labels], to_known[labels])
-        rebuilt = (again - images).square().sum(1).mean()
-        if next(step) < started:
-            return rebuilt
+    def rebuilt(batch: np.ndarray) -> tuple[Tensor, Tensor]:
+        again = made(known[shots.labels[batch]], near[shots.labels[batch]])
+        return again, (again - shots.images[batch]).square().sum(1).mean()
+
+    def loss(text: Tensor, batch: np.ndarray) -> Tensor:
         unknown = words[torch.randperm(len(words))[: hyper["unknown"]].to(shots.device)]
         new = made(unknown, (unknown @ known.T).topk(k).indices)
-        both, place = torch.cat([text, unknown]), len(text) + torch.arange(len(unknown), device=labels.device)
-        parts = [(images, labels, 0.25), (again, labels, 0.25), (new, place, 0.5)]
-        told = (w * F.cross_entropy(rows @ both.T / shots.temperature, at) for rows, at, w in parts)
-        return rebuilt + sum(told)
+        again, missed = rebuilt(batch)
+        texts = text / shots.temperature, unknown / shots.temperature
+        return missed + told(shots.images[batch], again, new, shots.labels[batch], *texts)
 
+    first = {"steps": hyper["apart"], "warmup": 0}
+    shots.train(task, [*generator.parameters()], lambda batch: rebuilt(batch)[1], **first)
     return learn(task, shots, loss, generator)
 
 
@@ -83,8 +97,8 @@ ADAPTATION = Adaptation(
     2024,
     "Zang et al. 2024 (arXiv 2401.15914)",
     "few-shot",
-    coop.PAPER | {"context": 4, "epochs": 10, "apart": 1000} | OWN,
-    coop.WORLD | {"apart": 10} | OWN,
+    coop.PAPER | {"context": 4, "epochs": 8, "apart": 1000} | OWN,
+    coop.WORLD | {"apart": 100} | OWN,
     f"as CoOp: {coop.NOTE}; the unknown classes are words of the negative labels",
     needs=("class_text", "train", "negative_text"),
     scores=("MCM", "NegLabel"),
