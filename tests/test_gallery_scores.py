@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from ood_utils import gallery, negatives, registry, scores
 from ood_utils.errors import UserError
-from ood_utils.gallery import gap
+from ood_utils.gallery import Method, gap
 from ood_utils.gallery.scores import (
     cooked,
     csp,
@@ -103,7 +103,7 @@ def close(found: np.ndarray, wanted: np.ndarray, atol: float = 1e-9) -> None:
 
 
 @pytest.mark.parametrize("method", STATIC, ids=NAMES)
-def test_higher_is_more_id_and_an_image_is_judged_alone(method: gallery.Method) -> None:
+def test_higher_is_more_id_and_an_image_is_judged_alone(method: Method) -> None:
     found = method(E)
     assert found.shape == (60,) and found.dtype == np.float64 and np.isfinite(found).all()
     assert roc_auc_score(np.arange(60) < 30, found) > 0.8
@@ -112,7 +112,7 @@ def test_higher_is_more_id_and_an_image_is_judged_alone(method: gallery.Method) 
 
 
 @pytest.mark.parametrize("method", STATIC, ids=NAMES)
-def test_the_order_of_the_classes_does_not_matter(method: gallery.Method) -> None:
+def test_the_order_of_the_classes_does_not_matter(method: Method) -> None:
     order = np.random.default_rng(6).permutation(K)
     other = E.change(
         class_text=E.class_text[order],
@@ -183,7 +183,7 @@ def test_delta_energy_is_the_formula_and_msp_at_clips_scale() -> None:
 # --- negatives ---
 
 
-@pytest.mark.parametrize(("asked", "groups"), [(1, 1), (4, 4), (100, 36)])
+@pytest.mark.parametrize(("asked", "groups"), [(1, 1), (4, 4), (5, 5), (100, 36)])
 def test_groups_are_those_of_the_core_or_as_many_as_there_are_negatives(asked: int, groups: int) -> None:
     found = neglabel_100.pooled(neglabel_100.group_odds(E, asked))
     close(found, scores.neglabel(IMAGES, E.class_text, E.negative_text, T, groups))
@@ -288,6 +288,7 @@ def test_cooked_is_the_mean_of_text_and_a_probe_that_is_optimal() -> None:
 
 def test_feature_masking_by_hand_and_without_masks() -> None:
     head, means = E.once(feature_masking.fit)
+    close(head, T64 - T64.mean(axis=0))
     wanted = []
     for image in I64:
         row = head[(head @ image).argmax()]
@@ -399,6 +400,11 @@ def test_one_vector_on_all_texts_moves_max_logit_and_energy_alone() -> None:
     assert max(moved[name] for name in [*asked[:5], "predicted class"]) < 1e-9
     for name in ("MaxLogit", "Energy"):
         close(moved[name], np.abs(I64 @ vector).max())
+    exact = Method(
+        "", 0, "", (), lambda e: renyi.renyi(e, exact=True)
+    )  # its b moves along, the fixed one cannot
+    renyis = gap.one_vector_on_all_texts(E, [exact, renyi.METHOD], 0.1 * vector)
+    assert renyis[""] < 1e-4 < renyis["Rényi"]
 
 
 def test_a_fit_serves_all_sets_and_another_model_gets_its_own() -> None:

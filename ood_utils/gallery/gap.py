@@ -57,7 +57,9 @@ def with_texts(evidence: Evidence, texts: Texts) -> Evidence:
     return evidence.change(class_text=texts[0], negative_text=texts[1])
 
 
-def by_products(evidence: Evidence, images: np.ndarray, texts: np.ndarray) -> Evidence:
+def by_products(
+    evidence: Evidence, images: np.ndarray | float = 0.0, texts: np.ndarray | float = 0.0
+) -> Evidence:
     """The same with ``images`` (d,) added to every image and ``texts`` (d,) to every text, of any length."""
     both = [rows.astype(np.float64) + texts for rows in (evidence.class_text, evidence.negative_text)]
     return evidence.change(look=lambda rows: tuple((rows + images) @ part.T for part in both))
@@ -75,7 +77,7 @@ def one_vector_on_all_texts(
     class stay: 0 up to rounding. MaxLogit and Energy move, by another amount for each image. Under "predicted
     class" stands the share of images whose class changes.
     """
-    moved = by_products(evidence, np.zeros_like(vector), vector)
+    moved = by_products(evidence, texts=vector)
     found = {method.name: float(np.abs(method(moved) - method(evidence)).max()) for method in scores}
     other = moved.cosines.argmax(axis=1) != evidence.cosines.argmax(axis=1)
     return found | {"predicted class": float(other.mean())}
@@ -87,7 +89,7 @@ def centring_is_logit_adjustment(evidence: Evidence) -> float:
     (f - m) t_k = f t_k - m t_k: to take the mean image m off is to take off text k's logit for it.
     """
     centre = image_centre(evidence)
-    centred = by_products(evidence, -centre, np.zeros_like(centre))
+    centred = by_products(evidence, images=-centre)
     texts = [rows.astype(np.float64) for rows in (evidence.class_text, evidence.negative_text)]
     adjusted = evidence.change(look=lambda rows: tuple(rows @ part.T - centre @ part.T for part in texts))
     return float(np.abs(centred.log_odds - adjusted.log_odds).max())

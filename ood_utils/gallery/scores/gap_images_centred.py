@@ -12,5 +12,5 @@ METHOD = Method(
     2026,
     "ours",
     ("fixed_text", "negative_text", "train"),
-    lambda e: gap.by_products(e, -e.once(gap.image_centre), 0.0).log_odds,
+    lambda e: gap.by_products(e, images=-e.once(gap.image_centre)).log_odds,
 )
