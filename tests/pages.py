@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+NAMES = tuple(path.stem for path in sorted((Path(__file__).parents[1] / "notebooks").glob("0*.ipynb")))
 CODE = {"pre", "code", "style", "script"}
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import mini_imagenet
 import pandas as pd
 import pytest
+from pages import NAMES
 
 from ood_utils import config, data, models, training
 from ood_utils.data.lanes.imagenet import SETS
 from ood_utils.series import report
 
 pytestmark = [pytest.mark.series, pytest.mark.slow, pytest.mark.timeout(900)]
-NAMES = ("01_modality_gap", "02_train_aligned", "03_hypersphere", "04_ood_detection", "06_your_images")
 BROKEN = ("MOS/SUN/SUN/1.jpg", "imagenet/val/n01443537/ILSVRC2012_val_15.JPEG")
 
 

@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from pages import faults
+from pages import NAMES, faults
 
 from ood_utils import detector, metrics
 
 ROOT = Path(__file__).parents[1]
 TRAINED = ("FLYP", "CMA", "CMA closed")
 METHODS = {"zero-shot", *TRAINED, *(f"{name} + relation" for name in TRAINED)}
-NAMES = ("01_modality_gap", "02_train_aligned", "03_hypersphere", "04_ood_detection", "06_your_images")
 pytestmark = [pytest.mark.series, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -124,6 +123,32 @@ def test_every_list_and_tower_is_in_its_table(folder: Path) -> None:
     assert set(swaps.towers) == {"zero-shot", "FLYP", "FLYP texts only", "FLYP images only"}
     moved = pd.read_parquet(folder / "tables" / "who_moved.parquet").groupby(["method", "what"]).moved.mean()
     assert moved["FLYP + relation", "far images"] < moved["FLYP", "far images"]
+
+
+def test_the_gallery_measures_every_kind_of_method_by_one_protocol(folder: Path) -> None:
+    board = pd.read_parquet(folder / "tables" / "gallery.parquet")
+    listed = pd.read_parquet(folder / "tables" / "gallery_methods.parquet").set_index("kind").name
+    assert set(listed["adaptations"]) <= set(board.model) and set(listed["adaptive"]) <= set(board.score)
+    own = pd.read_parquet(folder / "tables" / "leaderboard.parquet").query("set == 'average all'")
+    zero = own.query("method == 'zero-shot'").set_index("score").auroc
+    rows = board.query("model == 'zero-shot' and test_time == 'no'").set_index("score")["auroc all"]
+    assert all(rows[name] == pytest.approx(zero[name], abs=1e-9) for name in ("MCM", "NegLabel", "Energy"))
+    flyp = own.query("method == 'FLYP' and score == 'NegLabel' and seed == 0").auroc.item()
+    assert board.query("model == 'FLYP' and score == 'NegLabel'")["auroc all"].item() == pytest.approx(
+        flyp, abs=1e-9
+    )
+    failed = pd.read_csv(folder / "tables" / "gallery_failed.csv")
+    assert failed.reason.str.contains(" needs ").all()  # what a model lacks, and nothing that broke
+    streams = pd.read_parquet(folder / "tables" / "streams.parquet").query("group == 'all'")
+    assert streams.groupby(["model", "score"]).size().eq(6).all()
+    assert set(streams.score) == {*listed["adaptive"], "NegLabel"} and set(streams.model) == {
+        "zero-shot",
+        "CMA",
+    }
+    claims = pd.read_parquet(folder / "tables" / "gallery_claims.parquet")
+    assert set(claims.verdict) <= {"holds", "the reverse", "not settled"} and len(claims) > 20
+    combined = pd.read_parquet(folder / "tables" / "gallery_combined.parquet")
+    assert combined.validation.is_monotonic_decreasing and {"yes", "no"} == set(combined.test_time)
 
 
 def words(folder: Path) -> dict[str, list[str]]:

@@ -12,13 +12,13 @@ import mini_imagenet
 import numpy as np
 import pandas as pd
 import pytest
+from pages import NAMES
 
 from ood_utils import __main__ as cli
 from ood_utils import config, data, embeddings, geometry, leaderboard, share, store
 from ood_utils.errors import UserError
 from ood_utils.tools import real_clip
 
-NAMES = ("01_modality_gap", "02_train_aligned", "03_hypersphere", "04_ood_detection", "06_your_images")
 HALF = 2.0**-11  # relative rounding of float16
 
 
