@@ -372,8 +372,8 @@ def test_shifted_texts_lie_where_the_images_do_and_the_projected_shift_leaves_th
     v = np.linalg.svd(texts, full_matrices=False)[2][: K - 1]  # all of the plane
     moved = N64 + g - v.T @ (v @ g)
     close(gap.projected(E, 0.9999)[1], moved / np.linalg.norm(moved, axis=1, keepdims=True))
-    odds = gallery.find("scores", "NegLabel, texts shifted")(E)
-    close(odds, scores.neglabel(IMAGES, *gap.shifted(E), T))
+    for name, texts in (("texts shifted", gap.shifted(E)), ("shift projected", gap.projected(E))):
+        close(gallery.find("scores", f"NegLabel, {name}")(E), scores.neglabel(IMAGES, *texts, T))
 
 
 def test_gr_clip_does_not_see_where_the_modalities_lie() -> None:
