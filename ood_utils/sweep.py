@@ -10,9 +10,10 @@ import re
 import signal
 import tempfile
 import threading
-from collections.abc import Mapping
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -204,22 +205,11 @@ def _in_children(jobs: list[Job], progress: bool) -> None:
     profile = jobs[0].profile
     cpu, together = resolve_device(profile.device) == "cpu", profile.processes > 1
     count = min(profile.parallel, len(jobs)) if cpu and not together else 1
-    others, logs = multiprocessing.active_children(), tempfile.TemporaryDirectory()
-    environment = os.environ | (ONE_THREAD if cpu else {})
-    pool = ProcessPoolExecutor(count, processes.forkserver(*PRELOAD), _prepare, (environment,))
+    logs = tempfile.TemporaryDirectory()
     try:
-        with processes.main_hidden():
+        with children(count, cpu) as pool:
             tasks = [(_launch, jobs, logs.name)] if together else [(_train, [job]) for job in jobs]
-            waiting = {pool.submit(*task) for task in tasks}
-        form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]"
-        bar = {"total": len(jobs), "desc": "fine-tunings", "bar_format": form, "disable": not progress}
-        with files.progress(**bar) as shown:
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
-                shown.update(sum(job.share() for job in jobs) - shown.n)
-                for future in done:
-                    future.result()
-        pool.shutdown()
+            _watch({pool.submit(*task) for task in tasks}, jobs, progress)
     except UserError as mistake:
         raise mistake from None  # one sentence, without the child's traceback
     except BrokenProcessPool:
@@ -227,11 +217,36 @@ def _in_children(jobs: list[Job], progress: bool) -> None:
         fault = f"a process died (killed, out of memory?) while training {at_work}"
         raise RuntimeError(f"{fault}; run again, it resumes from the last state") from None
     finally:
+        logs.cleanup()
+
+
+def _watch(waiting: set[Future], jobs: list[Job], progress: bool) -> None:
+    """One bar over all jobs until each is done, or one has failed; raises what it raised."""
+    form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]"
+    bar = {"total": len(jobs), "desc": "fine-tunings", "bar_format": form, "disable": not progress}
+    with files.progress(**bar) as shown:
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
+            shown.update(sum(job.share() for job in jobs) - shown.n)
+            for future in done:
+                future.result()
+
+
+@contextmanager
+def children(count: int, cpu: bool) -> Iterator[ProcessPoolExecutor]:
+    """A pool of children, on the CPU of one thread each; whatever happens, none outlives the block."""
+    others = multiprocessing.active_children()
+    environment = os.environ | (ONE_THREAD if cpu else {})
+    pool = ProcessPoolExecutor(count, processes.forkserver(*PRELOAD), _prepare, (environment,))
+    try:
+        with processes.main_hidden():
+            yield pool
+        pool.shutdown()
+    finally:
         processes.end_children(
             child.pid for child in multiprocessing.active_children() if child not in others
         )
         pool.shutdown(cancel_futures=True)
-        logs.cleanup()
 
 
 def _prepare(environment: dict[str, str]) -> None:

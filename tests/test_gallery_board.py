@@ -111,6 +111,7 @@ def test_an_adaptation_is_fitted_once_and_again_when_its_file_is_damaged(
     assert fitted == [0]
     state.write_bytes(state.read_bytes()[:100])
     again = shown.run(shown.plan(["LP"]))
+    assert not {k: v for k, v in shown.failed.items() if not k[2]}
     assert fitted == [0, 0] and all(np.array_equal(before[x], load_file(state)[x]) for x in before)
     row = first.facts[first.facts.model == "LP"].iloc[0]
     assert row.parameters > 0 and row.seconds > 0 and row.data == "full" and 0 < row.accuracy <= 1

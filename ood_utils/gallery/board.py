@@ -12,6 +12,8 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch.utils.data import Subset
 
-from .. import embeddings, files, geometry, methods, metrics, models, sweep
+from .. import data, embeddings, files, geometry, methods, metrics, models, sweep
 from ..config import Profile
 from ..data import Study
 from ..embeddings import EmbeddedSet, StudyEmbeddings
@@ -37,6 +39,7 @@ from .stream import CONDITIONS, Streamed, simulate
 ZERO_SHOT = "zero-shot"
 IN_FULL = (ZERO_SHOT, "FLYP", "CMA")  # starts that every score reads; other models: the core's and their own
 COMBINED = (("CMA", "KR-NFT"),)  # (start, adaptation) beside those of the zero-shot model
+PLAN = ["model", "start", "adaptation", "seed"]
 STREAMED = (ZERO_SHOT, "CMA")  # models that adaptive scores start from
 PLAIN = CONDITIONS[0]  # balanced and shuffled
 BESIDE = ("NegLabel",)  # static scores shown on the same streams
@@ -107,15 +110,26 @@ class Gallery:
         ]
         seeds = self.profile.seeds[: self.profile.gallery_seeds]
         rows = [(ZERO_SHOT, ZERO_SHOT, "", 0), *((*row, seed) for row in wanted for seed in seeds)]
-        return pd.DataFrame(rows, columns=["model", "start", "adaptation", "seed"])
+        return pd.DataFrame(rows, columns=PLAN)
 
     def models(self, plan: pd.DataFrame) -> Iterator[Model]:
         """Each model of a plan, made where it is not kept, one at a time. What cannot be is in ``failed``."""
-        self._fine_tune(plan)
-        rows = list(plan.itertuples(index=False))
-        for row in files.progress(rows, desc="the gallery's models"):
-            with self._standing(row.model, row.seed):
-                yield self._model(*row)
+        for row in plan.itertuples(index=False):
+            if (row.model, row.seed, "") not in self.failed:
+                with self._standing(row.model, row.seed):
+                    yield self._model(*row)
+
+    def _ahead(self, plan: pd.DataFrame) -> None:
+        """Have children make models and rows, as many side by side as trainings; they are read afterwards."""
+        count, rows = min(self.profile.parallel, len(plan)), list(plan.itertuples(index=False, name=None))
+        if count < 2 or embeddings.resolve_device(self.profile.device) != "cpu":
+            return
+        task = self.folder, self.profile, self.listed, self._tuned
+        bar = files.progress(total=len(rows), desc="the gallery's models")
+        with sweep.children(count, cpu=True) as pool, suppress(BrokenProcessPool), bar:
+            for done in as_completed([pool.submit(_make, *task, row) for row in rows]):
+                self.failed |= done.result()
+                bar.update()
 
     @contextmanager
     def _standing(self, model: str, seed: int, score: str = "") -> Iterator[None]:
@@ -292,7 +306,7 @@ class Gallery:
         patched = "patches" in method.needs
         key = files.hash_of([code_of("scores", name), model.key])[:16]
         found, facts = _kept(path, key)
-        if found is None:
+        if found is None and (model.name, model.seed, name) not in self.failed:
             with self._standing(model.name, model.seed, name):
                 timed = model.of("id_val", TIMED, patched)
                 method(timed)  # fits what it fits once
@@ -322,7 +336,7 @@ class Gallery:
         asked += [(*PLAIN, of, seed) for of in model.embedded.of_split("validation") for seed in seeds]
         names = ["|".join(map(str, one)) for one in asked]
         found, _ = _kept(path, key)
-        if found is None:
+        if found is None and (model.name, model.seed, name) not in self.failed:
             with self._standing(model.name, model.seed, name):
                 made = {}
                 for label, (order, ratio, of, seed) in zip(names, asked, strict=True):
@@ -337,22 +351,48 @@ class Gallery:
         parts = [Streamed(*(found[f"{label}|{part}"] for part in Streamed._fields)) for label in names]
         return [Stream(model.name, name, *one, part) for one, part in zip(asked, parts, strict=True)]
 
+    def rows(self, model: Model) -> tuple[dict[str, tuple[dict[str, np.ndarray], float]], list[Stream]]:
+        """A model read by its scores, name -> as ``score``, and on test streams where it starts them."""
+        streamed = [*every("adaptive"), *BESIDE] if model.name in STREAMED else []
+        streams = [one for name in streamed for one in self.stream(model, name)]
+        found = {name: self.score(model, name) for name in self.wanted(model)}
+        return {name: of for name, of in found.items() if of is not None}, streams
+
     def run(self, plan: pd.DataFrame | None = None) -> Board:
         """Every model of a plan, by default all, read by its scores; some on test streams too."""
+        plan = self.plan() if plan is None else plan
+        self._fine_tune(plan)
+        self._ahead(plan)
         scores: dict[tuple[str, int, str], dict[str, np.ndarray]] = {}
         streams: list[Stream] = []
         facts, model = [], None
-        for model in self.models(self.plan() if plan is None else plan):
-            for name in [*every("adaptive"), *BESIDE] if model.name in STREAMED else []:
-                streams += self.stream(model, name)
-            for name in self.wanted(model):
-                if (found := self.score(model, name)) is not None:
-                    scores[model.name, model.seed, name] = found[0]
-                    row = {"model": model.name, "seed": model.seed, "score": name, "microseconds": found[1]}
-                    facts.append(row | model.facts)
+        for model in self.models(plan):
+            found, own = self.rows(model)
+            streams += own
+            for name, (values, microseconds) in found.items():
+                scores[model.name, model.seed, name] = values
+                row = {"model": model.name, "seed": model.seed, "score": name, "microseconds": microseconds}
+                facts.append(row | model.facts)
         if model is None or not scores:
             raise UserError(f"no row of the gallery could be made: {next(iter(self.failed.values()), '')}")
         return Board(scores, streams, pd.DataFrame(facts), model.embedded, self.profile.bootstrap)
+
+
+_OWN: dict[tuple[Path, str], Gallery] = {}  # a child's
+
+
+def _make(
+    folder: Path, profile: Profile, listed: NegativeList, tuned: dict[tuple[str, int], Path], row: tuple
+) -> dict[tuple[str, int, str], str]:
+    """In a child: make a model of the plan and its rows, kept in the folder; returns what failed."""
+    if (key := (folder, profile.key())) not in _OWN:
+        _OWN[key] = Gallery(folder, data.load(profile), profile, listed)
+    own = _OWN[key]
+    own._tuned.update(tuned)
+    own.failed.clear()
+    for model in own.models(pd.DataFrame([row], columns=PLAN)):
+        own.rows(model)
+    return dict(own.failed)
 
 
 @dataclass(frozen=True)
@@ -406,5 +446,5 @@ def _kept(path: Path, key: str) -> tuple[State | None, dict[str, Any]]:
 
 
 def _keep(path: Path, key: str, arrays: State, facts: dict[str, Any]) -> None:
-    whole = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    whole = {name: np.array(values, order="C") for name, values in arrays.items()}
     files.atomic_write(path, save(whole, {"facts": json.dumps(facts | {"key": key})}))
