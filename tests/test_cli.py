@@ -7,11 +7,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from fakes import notebook, stand_in
 from mini_imagenet import noise
 
 from ood_utils import __main__ as cli
-from ood_utils import config, data, files, store
+from ood_utils import config, data, files, models, store
 from ood_utils.data.lanes import imagenet
 from ood_utils.errors import UserError
 from ood_utils.series import check, runner
@@ -180,6 +181,31 @@ def test_check_of_weights_names_near_tags():
     assert (
         check.weights_need(config.Profile()).ok and check.weights_need(config.Profile(pretrained="random")).ok
     )
+
+
+def test_weights_that_the_model_cannot_read_are_refused_alike_by_check_and_run(world, capsys):
+    cut, junk, whole = (world / f"{name}.safetensors" for name in ("cut", "junk", "whole"))
+    whole.write_bytes(models.GLYPH_WEIGHTS.read_bytes())
+    cut.write_bytes(models.GLYPH_WEIGHTS.read_bytes()[:-1])
+    junk.write_text("not weights")
+    for path in (cut, junk):
+        assert cli.main(["check", "--profile", "glyphs", "-p", f"pretrained={path}"]) == 1
+        said = capsys.readouterr().out
+        assert f"WRONG   weights file {path} is no plain" in said and "Ready" not in said
+        assert cli.main(["run", "-p", f"pretrained={path}"]) == 2
+        refused = capsys.readouterr().err
+        assert f"ood: profile glyphs: wrong: weights file {path} is no plain" in refused
+        assert not list(store.OUTPUTS.glob("glyphs"))
+    item = check.weights_need(config.Profile(pretrained=str(whole)))
+    assert item.ok and "by tensor names and shapes" in item.what
+    cut.replace(whole)  # kept by what the file was, not by its name
+    assert check.weights_need(config.Profile(pretrained=str(whole))).ok is False
+
+
+def test_torch_is_not_asked_for_gpus_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(check.provenance, "machine", lambda: {"gpus": []})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1 / 0)
+    assert check._gpus() == []
 
 
 def test_check_of_an_unknown_model_names_near_ones():

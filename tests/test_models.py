@@ -154,6 +154,9 @@ def test_bad_weights_are_refused_in_one_sentence(tmp_path, kind: str, said: str,
     path = _damage(tmp_path, kind)
     with pytest.raises(UserError, match=said) as caught, warnings.catch_warnings(action="error"):
         models.load("GlyphCLIP", path)
+    with pytest.raises(UserError) as unread:
+        models.build("GlyphCLIP", path, "meta")  # as `check` does: the numbers are left, the words are these
+    assert str(unread.value) == str(caught.value)
     assert path in str(caught.value) and "\n" not in str(caught.value)
     assert ("truncated" in str(caught.value)) == (said == REFUSED)
     assert "unpickled code ran" not in capsys.readouterr().out
