@@ -118,6 +118,17 @@ def test_a_failed_notebook_is_status_1_and_an_interrupt_130(world, capsys, monke
     assert store.read_record(store.OUTPUTS / "glyphs")["notebooks"]["01_first"]["status"] == "interrupted"
 
 
+@pytest.mark.parametrize("command", ["_check", "_run"])
+def test_only_what_resumes_says_so_when_it_is_interrupted(world, capsys, monkeypatch, command):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, command, interrupted)
+    assert cli.main([command[1:]]) == 130
+    again = "; the same command takes the run up again" * (command == "_run")
+    assert capsys.readouterr().err == f"ood: interrupted{again}\n"
+
+
 def test_train_is_a_command_with_arguments_of_its_own(monkeypatch, capsys):
     room = SimpleNamespace(
         add_train_arguments=lambda command: command.add_argument("--lam", type=float),

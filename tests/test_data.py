@@ -600,7 +600,7 @@ def test_the_list_of_a_big_folder_is_kept_until_a_folder_changes(
     monkeypatch.setattr(disk, "BIG", 3)
     monkeypatch.setattr(disk.store, "OUTPUTS", tmp_path / "outputs")
     scans = []
-    monkeypatch.setattr(disk, "_scan", lambda top, scan=disk._scan: scans.append(top) or scan(top))
+    monkeypatch.setattr(disk, "_scan", lambda *how, scan=disk._scan: scans.append(how) or scan(*how))
 
     def found() -> list[str]:
         return [path[len(str(tmp_path / "set")) + 1 :] for path in disk.images_below(tmp_path / "set")]
