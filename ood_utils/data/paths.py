@@ -33,7 +33,8 @@ def folder_need(name: str, path: str, remedy: str) -> Need:
     """Whether a folder that the profile names is there, and how many entries it holds."""
     folder = Path(path).expanduser()
     there = bool(path) and folder.is_dir()
-    found = f": {len(list(folder.iterdir()))} entries" if there else " is no folder"
+    looked = "" if not path or folder.is_absolute() else f": looked at {folder.absolute()}"
+    found = f": {len(list(folder.iterdir()))} entries" if there else f" is no folder{looked}"
     return Need(there, f"{name} = '{path}'{found}", remedy)
 
 
