@@ -1,5 +1,6 @@
 """What the owner of some images asks of a detector: what is confused, what is let in, is it fit for use."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,8 @@ import pandas as pd
 
 from .config import Profile
 from .data import demo
+from .data.lanes.folder import HELD_OUT, PARTS, VALIDATION
+from .data.study import ImageSet
 from .embeddings import StudyEmbeddings
 from .store import RunFolder
 
@@ -39,6 +42,16 @@ def confusions(embedded: StudyEmbeddings, name: str = "id_test") -> pd.DataFrame
     counts["share"] = counts["images"] / counts["is"].map(frame["is"].value_counts())
     wrong = counts[counts["is"] != counts["taken for"]]
     return wrong.sort_values(["share", "is", "taken for"], ascending=[False, True, True], ignore_index=True)
+
+
+def spoken(one: ImageSet) -> str:
+    """An OoD set of the folder lane in its owner's words: held-out classes by name, else its folder."""
+    if (name := one.name.removeprefix(VALIDATION)) != HELD_OUT:
+        return name
+    places = (path.split(os.sep) for path in one.ids)  # [train,] class, file
+    held = sorted({place[place[0] in PARTS] for place in places})
+    more = f" and {len(held) - 10:,} more" * (len(held) > 10)
+    return f"the held-out class{'es' * (len(held) > 1)} {', '.join(held[:10])}{more}"
 
 
 def fitness(summary: pd.DataFrame) -> pd.DataFrame:

@@ -162,6 +162,11 @@ def test_help_and_import_are_light():
     assert "ood run --profile glyphs-tiny" in done.stdout and "pretrain" in done.stdout
 
 
+def test_a_notebook_that_imports_us_is_not_told_to_get_ipywidgets():
+    code = "import ood_utils, tqdm, warnings\nwarnings.warn('IProgress not found. Please', tqdm.TqdmWarning)"
+    assert subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True).returncode == 0
+
+
 def test_check_says_that_the_glyph_world_is_ready(world, capsys):
     assert cli.main(["check", "--profile", "glyphs"]) == 0
     said = capsys.readouterr().out

@@ -52,6 +52,16 @@ def test_a_copy_in_another_set_is_found_and_a_different_picture_is_not(made: Pro
         files[1].write_bytes(kept)
 
 
+def test_sets_are_called_as_their_owner_does(made: Profile) -> None:
+    study = data.load(made)
+    held = {path.split("/")[0] for path in study.validation["val_held_out"].ids}
+    assert own_images.spoken(study.validation["val_held_out"]) == f"the held-out class {held.pop()}"
+    ids = [f"{part}/{name}/0.png" for part in ("train", "val", "test") for name in ("cat", "dog")]
+    split = SimpleNamespace(name="held_out", ids=ids)
+    assert own_images.spoken(split) == "the held-out classes cat, dog"
+    assert own_images.spoken(SimpleNamespace(name="val_arrows", ids=[])) == "arrows"
+
+
 def test_confusions_by_hand() -> None:
     rows = np.eye(3, dtype=np.float32)[[0, 1, 1, 1, 2]]
     sets = {"id_test": SimpleNamespace(rows=rows, labels=np.array([0, 0, 0, 1, 2]))}
