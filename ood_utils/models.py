@@ -201,11 +201,7 @@ def build(name: str, pretrained: str, device: str = "cpu") -> nn.Module:
     """
     if name.startswith(residual.PREFIX):
         return _residual(name, Path(pretrained)).to(device).eval()
-    config = model_config(name)
     path, tag = source(name, pretrained)
-    quick = tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
-    if quick and not config.get("quick_gelu"):
-        raise UserError(f"pretrained {tag!r} was trained with QuickGELU; use model {name + '-quickgelu'!r}")
     logging.disable(logging.WARNING)  # open_clip warns of random weights although they are loaded next
     try:
         model = open_clip.create_model(name, pretrained=tag, device=device)
@@ -229,9 +225,13 @@ def _residual(name: str, path: Path) -> residual.Residual:
 
 
 def source(name: str, pretrained: str) -> tuple[Path | None, str | None]:
-    """(path, tag) of the weights, one of them None, both for "random"; UserError for neither file nor tag."""
+    """(path, tag) of the weights, one of them None, both for "random".
+
+    UserError for no architecture, for neither file nor tag, for a tag with another activation than the model.
+    """
     if name.startswith(residual.PREFIX):
         return Path(pretrained), None
+    quick = model_config(name).get("quick_gelu")
     if name == "GlyphCLIP" and pretrained == "builtin":
         return GLYPH_WEIGHTS, None
     if pretrained == "random":
@@ -242,6 +242,9 @@ def source(name: str, pretrained: str) -> tuple[Path | None, str | None]:
         own = ["builtin"] if name == "GlyphCLIP" else []
         known = nearest(pretrained, [*own, *tags, "random"])
         raise UserError(f"pretrained {pretrained!r} is no tag of model {name!r} and no file{known}")
+    if open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu") and not quick:
+        twin = f"{name}-quickgelu"
+        raise UserError(f"pretrained {pretrained!r} was trained with QuickGELU; use model {twin!r}")
     return None, pretrained
 
 

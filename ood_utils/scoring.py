@@ -39,8 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """``ood score``; returns 0, or 1 where no image could be read; raises UserError."""
-    import pandas as pd
-
     paths = _expanded(options.images)
     check_request(paths, options.batch, options.workers)
     if options.csv:
@@ -49,6 +47,8 @@ def command(options: argparse.Namespace) -> int:
     found = guard.score(paths, options.batch, options.workers, progress=True)
     lost = [path for _, path in found.pop("unreadable")]
     shown = [path.encode("utf-8", "backslashreplace").decode() for path in paths]  # names that are no UTF-8
+    import pandas as pd  # not before: what is refused is refused at once
+
     table = pd.DataFrame({"path": shown, **found})
     if options.csv:
         files.atomic_write(options.csv, table.to_csv(index=False))

@@ -193,6 +193,8 @@ def test_check_of_the_paper_lane_says_what_is_missing_and_whence(world, capsys):
 def test_check_of_weights_names_near_tags():
     item = check.weights_need(config.Profile(model="ViT-B-16-quickgelu", pretrained="opnai"))
     assert item.ok is False and "openai" in item.remedy
+    item = check.weights_need(config.Profile(model="ViT-B-16", pretrained="openai"))
+    assert item.ok is False and item.remedy == "use model 'ViT-B-16-quickgelu'"
     assert "builtin" in check.weights_need(config.Profile(pretrained="bultin")).remedy
     assert (
         check.weights_need(config.Profile()).ok and check.weights_need(config.Profile(pretrained="random")).ok
