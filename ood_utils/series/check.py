@@ -123,7 +123,8 @@ def about_model(profile: Profile) -> dict[str, Any]:
     given, state = profile.data == "embeddings", None
     with suppress(OSError, ValueError):  # a tag, or no such file
         state = (stat := os.stat(profile.pretrained)).st_size, stat.st_mtime_ns
-    key = files.hash_of([profile.model, profile.pretrained, state, provenance.versions()])[:16]
+    code = files.file_hash(config.PACKAGE / "models.py")  # what it refuses
+    key = files.hash_of([profile.model, profile.pretrained, state, provenance.versions(), code])[:16]
     kept = store.OUTPUTS / ".scans" / f"model-{key}.json"
     with suppress(UserError):
         if not given and (found := files.read_json(kept)):
@@ -133,14 +134,14 @@ def about_model(profile: Profile) -> dict[str, Any]:
 
     from .. import models
 
-    config = {} if given else models.model_config(profile.model)
+    facts = {} if given else models.model_config(profile.model)
     path, tag = models.source(profile.model, profile.pretrained)
     about = dict(open_clip.get_pretrained_cfg(profile.model, tag)) if tag else {}
     about["files"] = [open_clip.constants.HF_SAFE_WEIGHTS_NAME, open_clip.constants.HF_WEIGHTS_NAME]
     with torch.device("meta"):  # sizes without the memory
         model = models.build(profile.model, "random" if tag else profile.pretrained, device="meta")
     size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    width = model.visual.output_dim if given else config["embed_dim"]
+    width = model.visual.output_dim if given else facts["embed_dim"]
     found = {"bytes": size, "width": width, "path": path and str(path), "tag": tag, "about": about}
     with suppress(UserError):
         files.write_json(kept, found)
