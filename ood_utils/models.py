@@ -250,6 +250,10 @@ def source(name: str, pretrained: str) -> tuple[Path | None, str | None]:
 
 def _not_had(name: str, tag: str | None, fault: Exception) -> UserError:
     reason = str(fault).splitlines()[0][:160]
+    if not tag:  # no weights were asked for
+        return UserError(
+            f"model {name!r} cannot be built ({reason}); install what it asks for, or give another"
+        )
     remedy = "download them and give the path"
     return UserError(f"weights {tag!r} of {name!r} could not be had ({reason}); {remedy}")
 

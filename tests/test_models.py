@@ -176,6 +176,15 @@ def test_unknown_names_get_a_hint(name: str, pretrained: str, hint: str) -> None
         models.load(name, pretrained)
 
 
+def test_a_model_that_lacks_a_package_is_not_said_to_lack_weights(monkeypatch) -> None:
+    def create_model(*_, **__):
+        raise RuntimeError("Please `pip install transformers`")
+
+    monkeypatch.setattr(models.open_clip, "create_model", create_model)
+    with pytest.raises(UserError, match=r"model 'RN50' cannot be built \(Please .*transformers`\); install"):
+        models.build("RN50", "random")
+
+
 CACHED = "models--timm--vit_base_patch16_clip_224.openai/snapshots/a1b2/open_clip_model.safetensors"
 
 
