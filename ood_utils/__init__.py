@@ -5,7 +5,11 @@ Notebooks import the rooms by their names, ``from ood_utils import data, geometr
 ``start``.
 """
 
+import warnings
 from typing import Any
+
+# open_clip imports huggingface_hub, whose tqdm.auto asks for ipywidgets in every notebook; our bars need none
+warnings.filterwarnings("ignore", "IProgress not found")
 
 
 def __getattr__(name: str) -> Any:

@@ -164,7 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ood: {what}; see `ood check`", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ood: interrupted; the same command takes the run up again", file=sys.stderr)
+        resumed = words[:1] in (["run"], ["train"], ["embed"], ["pretrain"])
+        print("ood: interrupted" + "; the same command takes the run up again" * resumed, file=sys.stderr)
         return 130
 
 

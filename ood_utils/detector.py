@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
@@ -178,9 +179,7 @@ class Detector:
         a tensor (n, d). UserError for anything else than images, a folder or missing file among them.
         """
         self._calibrated()
-        _check_images(images, self.preprocessing)
-        if batch < 1 or workers < 0:
-            raise UserError(f"batch = {batch}, workers = {workers}: give a batch above 0 and workers from 0")
+        check_request(images, batch, workers, self.preprocessing)
         rows, lost = self.tower.encode(images, batch, workers, progress)
         nothing = {key: np.array([value])[:0] for key, value in BLANK.items()}
         readable = np.ones(len(images), bool)
@@ -266,8 +265,10 @@ def _nearest(rows: np.ndarray, texts: np.ndarray, names: Sequence[str]) -> np.nd
     return np.array(names)[np.concatenate([(block @ texts.T).argmax(1) for block in blocks])]
 
 
-def _check_images(images: Any, preprocessing: dict[str, Any] | None) -> None:
-    """UserError for what is no list of images, no batch of pixels, or holds no image."""
+def check_request(images: Any, batch: int, workers: int, preprocessing: dict[str, Any] | None = None) -> None:
+    """UserError for what is no list of images or batch of pixels, or an empty one; for batch and workers."""
+    if batch < 1 or workers < 0:
+        raise UserError(f"batch = {batch}, workers = {workers}: give a batch above 0 and workers from 0")
     if isinstance(images, str | Path | Image.Image):
         raise UserError(f"images is one image, {images}; give a list, even of one: score([image])")
     if not hasattr(images, "__len__") or not len(images):
@@ -283,6 +284,9 @@ def _check_images(images: Any, preprocessing: dict[str, Any] | None) -> None:
         if not isinstance(image, str | Path | Image.Image):
             kind = type(image).__name__
             raise UserError(f"image {place} is {kind}; give file paths, PIL images or one tensor of all")
-        if not isinstance(image, Image.Image) and not Path(image).is_file():
-            there = "is a folder: list its files" if Path(image).is_dir() else "does not exist"
+        folder = not isinstance(image, Image.Image) and os.path.isdir(image)
+        if folder or not (
+            isinstance(image, Image.Image) or os.path.lexists(image)
+        ):  # a broken link is counted
+            there = "is a folder: list its files" if folder else "does not exist"
             raise UserError(f"image {place}, {image}, {there}; nothing was scored")

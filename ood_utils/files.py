@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; free space or rights there, "
-            "or set OOD_OUTPUTS to another folder"
+            "or choose another folder (OOD_OUTPUTS is that of all runs)"
         ) from error
     finally:
         if aside.parent.is_dir():

@@ -93,8 +93,11 @@ def _on_bytes(pipeline: Compose) -> v2.Compose:
 # --- weights files ---
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(state dict, metadata) of a local file, never unpickling code; UserError for all but plain tensors."""
+def _read(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(state dict, metadata) of a local file, never unpickling code; UserError for all but plain tensors.
+
+    On ``device`` "meta" the names and shapes are read, not the numbers: milliseconds for any size.
+    """
     if not path.is_file():
         remedy = "give safetensors, a state dict, or an open_clip tag"
         raise UserError(f"weights file {path} does not exist; {remedy}")
@@ -103,9 +106,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-            return load_file(path), metadata
+            return {k: v.to(device) for k, v in load_file(path).items()}, metadata
         with warnings.catch_warnings(action="ignore"):  # torch's own advice on files that are refused anyway
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location=device, weights_only=True)
         state = state.get("state_dict", state) if isinstance(state, dict) else {}
         if not state or not all(isinstance(v, Tensor) for v in state.values()):
             raise TypeError("other things than tensors by name")
@@ -142,13 +145,13 @@ def _check_activation(model: nn.Module, name: str) -> None:
         raise UserError(f"model {name!r} {fault}; install the open_clip_torch of requirements.lock")
 
 
-def _load_weights(model: nn.Module, path: Path, name: str) -> None:
+def _load_weights(model: nn.Module, path: Path, name: str, device: str = "cpu") -> None:
     """Strictly load a local file; the architecture and activation recorded in it must be the model's.
 
     A file that does not record its model is OpenAI's, trained with QuickGELU, if its path says "openai" (so
     does the Hugging Face cache's folder) or it holds the three numbers that only OpenAI's own archives have.
     """
-    state, metadata = _read(path)
+    state, metadata = _read(path, device)
     numbers = [state.pop(k, None) for k in ("input_resolution", "context_length", "vocab_size")]
     saved, twin = metadata.get("model", name), f"{name}-quickgelu"
     if saved != name:
@@ -165,7 +168,8 @@ def _load_weights(model: nn.Module, path: Path, name: str) -> None:
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     except RuntimeError as fault:
         reason = " ".join(str(fault).split())[:200]
-        raise UserError(f"weights file {path} does not fit model {name!r}: {reason}") from None
+        what = f"weights file {path} does not fit model {name!r}: {reason}"
+        raise UserError(f"{what}; set model to match") from None
 
 
 # --- models ---
@@ -191,14 +195,13 @@ def load(
 
 
 def build(name: str, pretrained: str, device: str = "cpu") -> nn.Module:
-    """The model of ``load`` alone, in eval mode: from a local file without a look at any network."""
+    """The model of ``load`` alone, in eval mode: from a local file without a look at any network.
+
+    On ``device`` "meta" a local file is held against the model by names and shapes, and its numbers are left.
+    """
     if name.startswith(residual.PREFIX):
         return _residual(name, Path(pretrained)).to(device).eval()
-    config = model_config(name)
     path, tag = source(name, pretrained)
-    quick = tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")
-    if quick and not config.get("quick_gelu"):
-        raise UserError(f"pretrained {tag!r} was trained with QuickGELU; use model {name + '-quickgelu'!r}")
     logging.disable(logging.WARNING)  # open_clip warns of random weights although they are loaded next
     try:
         model = open_clip.create_model(name, pretrained=tag, device=device)
@@ -208,7 +211,7 @@ def build(name: str, pretrained: str, device: str = "cpu") -> nn.Module:
         logging.disable(logging.NOTSET)
     _check_activation(model, name)
     if path:
-        _load_weights(model, path, name)
+        _load_weights(model, path, name, "meta" if device == "meta" else "cpu")
     return model.eval()
 
 
@@ -222,9 +225,13 @@ def _residual(name: str, path: Path) -> residual.Residual:
 
 
 def source(name: str, pretrained: str) -> tuple[Path | None, str | None]:
-    """(path, tag) of the weights, one of them None, both for "random"; UserError for neither file nor tag."""
+    """(path, tag) of the weights, one of them None, both for "random".
+
+    UserError for no architecture, for neither file nor tag, for a tag with another activation than the model.
+    """
     if name.startswith(residual.PREFIX):
         return Path(pretrained), None
+    quick = model_config(name).get("quick_gelu")
     if name == "GlyphCLIP" and pretrained == "builtin":
         return GLYPH_WEIGHTS, None
     if pretrained == "random":
@@ -235,11 +242,18 @@ def source(name: str, pretrained: str) -> tuple[Path | None, str | None]:
         own = ["builtin"] if name == "GlyphCLIP" else []
         known = nearest(pretrained, [*own, *tags, "random"])
         raise UserError(f"pretrained {pretrained!r} is no tag of model {name!r} and no file{known}")
+    if open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu") and not quick:
+        twin = f"{name}-quickgelu"
+        raise UserError(f"pretrained {pretrained!r} was trained with QuickGELU; use model {twin!r}")
     return None, pretrained
 
 
 def _not_had(name: str, tag: str | None, fault: Exception) -> UserError:
     reason = str(fault).splitlines()[0][:160]
+    if not tag:  # no weights were asked for
+        return UserError(
+            f"model {name!r} cannot be built ({reason}); install what it asks for, or give another"
+        )
     remedy = "download them and give the path"
     return UserError(f"weights {tag!r} of {name!r} could not be had ({reason}); {remedy}")
 

@@ -1,14 +1,23 @@
 """What the owner of some images asks of a detector: what is confused, what is let in, is it fit for use."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from . import files
 from .config import Profile
 from .data import demo
+from .data.lanes.folder import HELD_OUT, PARTS, VALIDATION
+from .data.study import ImageSet
+from .detector import FACTS, Detector
 from .embeddings import StudyEmbeddings
 from .store import RunFolder
+
+# what is chosen, and what it was set on
+CHOICE = ("model", "class_names", "score_name", "beta", "threshold", "calibration")
 
 
 def subject(run: RunFolder) -> tuple[Profile, pd.DataFrame]:
@@ -39,6 +48,29 @@ def confusions(embedded: StudyEmbeddings, name: str = "id_test") -> pd.DataFrame
     counts["share"] = counts["images"] / counts["is"].map(frame["is"].value_counts())
     wrong = counts[counts["is"] != counts["taken for"]]
     return wrong.sort_values(["share", "is", "taken for"], ascending=[False, True, True], ignore_index=True)
+
+
+def spoken(one: ImageSet) -> str:
+    """An OoD set of the folder lane in its owner's words: held-out classes by name, else its folder."""
+    if (name := one.name.removeprefix(VALIDATION)) != HELD_OUT:
+        return name
+    places = (path.split(os.sep) for path in one.ids)  # [train,] class, file
+    held = sorted({place[place[0] in PARTS] for place in places})
+    more = f" and {len(held) - 10:,} more" * (len(held) > 10)
+    return f"the held-out class{'es' * (len(held) > 1)} {', '.join(held[:10])}{more}"
+
+
+def kept(run: RunFolder, detector: Detector) -> Path:
+    """The folder of a calibrated detector: notebook 04's where it saved the same one, else ``own_detector``.
+
+    The weights of a large model need not lie there twice. Errors as ``Detector.save``.
+    """
+    made = run.folder / "detector"
+    facts = files.read_json(made / FACTS)
+    same = all(facts.get(name) == files.plain(getattr(detector, name)) for name in CHOICE)
+    if same and facts["origin"]["method"] == detector.origin["method"]:
+        return made
+    return detector.save(run.folder / "own_detector")
 
 
 def fitness(summary: pd.DataFrame) -> pd.DataFrame:

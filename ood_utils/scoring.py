@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from . import files
 from .data.paths import IMAGE_SUFFIXES, images_below
-from .detector import Detector
+from .detector import Detector, check_request
 from .errors import UserError
 
 SCORE = """Which of these images are none of the classes that a detector knows?
@@ -19,8 +20,8 @@ SCORE = """Which of these images are none of the classes that a detector knows?
   ood score /data/incoming --detector /models/detector --csv found.csv --workers 4
 
 A folder stands for every image below it. Of each image: its score (higher = more in-distribution), whether it
-is accepted as one of the classes, the class and the negative label nearest to it. Images that cannot be read
-are listed and counted. --onnx runs without torch what was saved with onnx=True.
+is accepted as one of the classes, the class and the negative label nearest to it. Images that cannot be read,
+broken links too, are listed and counted. --onnx runs without torch what was saved with onnx=True.
 """
 
 
@@ -38,15 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """``ood score``; returns 0, or 1 where no image could be read; raises UserError."""
-    import pandas as pd
-
     paths = _expanded(options.images)
-    if options.csv and options.csv.is_dir():
-        raise UserError(f"--csv {options.csv} is a folder; give a file")
+    check_request(paths, options.batch, options.workers)
+    if options.csv:
+        _check_writable(options.csv)
     guard = Detector.load(options.detector, options.device, options.onnx)
     found = guard.score(paths, options.batch, options.workers, progress=True)
     lost = [path for _, path in found.pop("unreadable")]
     shown = [path.encode("utf-8", "backslashreplace").decode() for path in paths]  # names that are no UTF-8
+    import pandas as pd  # not before: what is refused is refused at once
+
     table = pd.DataFrame({"path": shown, **found})
     if options.csv:
         files.atomic_write(options.csv, table.to_csv(index=False))
@@ -56,6 +58,18 @@ def command(options: argparse.Namespace) -> int:
     return int(len(lost) == len(paths))  # 1: nothing was scored
 
 
+def _check_writable(csv: Path) -> None:
+    """UserError unless the table can be written: known before the minutes that the scores take."""
+    if csv.exists() and not csv.is_file():
+        raise UserError(f"--csv {csv} is a folder or a device; give a file")
+    try:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=csv.parent).close()
+    except OSError as fault:
+        why = "its folder is a file" if isinstance(fault, FileExistsError) else fault.strerror
+        raise UserError(f"--csv {csv} cannot be written ({why}); give a file where you may write") from None
+
+
 def _expanded(given: list[str]) -> list[str]:
     """Files as they are and, of folders, the images below them; each once, in order."""
     paths: list[str] = []
@@ -63,7 +77,7 @@ def _expanded(given: list[str]) -> list[str]:
         if not Path(one).is_dir():
             paths.append(one)
             continue
-        below = [str(path) for path in images_below(Path(one))]
+        below = [str(path) for path in images_below(one, strict=False)]
         if not below:
             raise UserError(f"folder {one} holds no image ({', '.join(IMAGE_SUFFIXES)})")
         print(f"{one}: {len(below):,} images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -129,7 +130,10 @@ class _Pictures:
         return len(self.images)
 
     def __getitem__(self, key: int) -> tuple[Any, int]:
-        return self.transform(self.read(self.images[key])), -1
+        image = self.images[key]
+        if isinstance(image, str | Path) and not os.path.isfile(image):  # to open a pipe would wait for ever
+            raise UnreadableImage(str(image), "it is a broken link, or no file any more")
+        return self.transform(self.read(image)), -1
 
 
 def pixels(image: Image.Image, numbers: dict[str, Any]) -> np.ndarray:

@@ -7,11 +7,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from fakes import notebook, stand_in
 from mini_imagenet import noise
 
 from ood_utils import __main__ as cli
-from ood_utils import config, data, files, store
+from ood_utils import config, data, files, models, store
 from ood_utils.data.lanes import imagenet
 from ood_utils.errors import UserError
 from ood_utils.series import check, runner
@@ -117,6 +118,17 @@ def test_a_failed_notebook_is_status_1_and_an_interrupt_130(world, capsys, monke
     assert store.read_record(store.OUTPUTS / "glyphs")["notebooks"]["01_first"]["status"] == "interrupted"
 
 
+@pytest.mark.parametrize("command", ["_check", "_run"])
+def test_only_what_resumes_says_so_when_it_is_interrupted(world, capsys, monkeypatch, command):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, command, interrupted)
+    assert cli.main([command[1:]]) == 130
+    again = "; the same command takes the run up again" * (command == "_run")
+    assert capsys.readouterr().err == f"ood: interrupted{again}\n"
+
+
 def test_train_is_a_command_with_arguments_of_its_own(monkeypatch, capsys):
     room = SimpleNamespace(
         add_train_arguments=lambda command: command.add_argument("--lam", type=float),
@@ -150,6 +162,11 @@ def test_help_and_import_are_light():
     assert "ood run --profile glyphs-tiny" in done.stdout and "pretrain" in done.stdout
 
 
+def test_a_notebook_that_imports_us_is_not_told_to_get_ipywidgets():
+    code = "import ood_utils, tqdm, warnings\nwarnings.warn('IProgress not found. Please', tqdm.TqdmWarning)"
+    assert subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True).returncode == 0
+
+
 def test_check_says_that_the_glyph_world_is_ready(world, capsys):
     assert cli.main(["check", "--profile", "glyphs"]) == 0
     said = capsys.readouterr().out
@@ -176,10 +193,37 @@ def test_check_of_the_paper_lane_says_what_is_missing_and_whence(world, capsys):
 def test_check_of_weights_names_near_tags():
     item = check.weights_need(config.Profile(model="ViT-B-16-quickgelu", pretrained="opnai"))
     assert item.ok is False and "openai" in item.remedy
+    item = check.weights_need(config.Profile(model="ViT-B-16", pretrained="openai"))
+    assert item.ok is False and item.remedy == "use model 'ViT-B-16-quickgelu'"
     assert "builtin" in check.weights_need(config.Profile(pretrained="bultin")).remedy
     assert (
         check.weights_need(config.Profile()).ok and check.weights_need(config.Profile(pretrained="random")).ok
     )
+
+
+def test_weights_that_the_model_cannot_read_are_refused_alike_by_check_and_run(world, capsys):
+    cut, junk, whole = (world / f"{name}.safetensors" for name in ("cut", "junk", "whole"))
+    whole.write_bytes(models.GLYPH_WEIGHTS.read_bytes())
+    cut.write_bytes(models.GLYPH_WEIGHTS.read_bytes()[:-1])
+    junk.write_text("not weights")
+    for path in (cut, junk):
+        assert cli.main(["check", "--profile", "glyphs", "-p", f"pretrained={path}"]) == 1
+        said = capsys.readouterr().out
+        assert f"WRONG   weights file {path} is no plain" in said and "Ready" not in said
+        assert cli.main(["run", "-p", f"pretrained={path}"]) == 2
+        refused = capsys.readouterr().err
+        assert f"ood: profile glyphs: wrong: weights file {path} is no plain" in refused
+        assert not list(store.OUTPUTS.glob("glyphs"))
+    item = check.weights_need(config.Profile(pretrained=str(whole)))
+    assert item.ok and "by tensor names and shapes" in item.what
+    cut.replace(whole)  # kept by what the file was, not by its name
+    assert check.weights_need(config.Profile(pretrained=str(whole))).ok is False
+
+
+def test_torch_is_not_asked_for_gpus_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(check.provenance, "machine", lambda: {"gpus": []})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1 / 0)
+    assert check._gpus() == []
 
 
 def test_check_of_an_unknown_model_names_near_ones():

@@ -215,9 +215,15 @@ def test_a_csv_file_names_the_classes(folders, tmp_path) -> None:
         UserError, match="folder 'red_foxes', which is not in data_root; did you mean red_fox"
     ):
         data.load(_with(folders, names_file=str(file)))
-    file.write_text("fox\n")
-    with pytest.raises(UserError, match="lacks the columns folder and name"):
-        data.load(_with(folders, names_file=str(file)))
+    asked = "; write folder,name,synonyms in its first line, with commas, and then a line for each class"
+    for text, said in (
+        ("", "it has no line below its first"),
+        ("folder,name\n", "it has no line below its first"),
+        ("folder;name\nred_fox;a fox\n", r"its columns are \['folder;name'\]"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=f"names.csv lacks the columns folder and name: {said}{asked}"):
+            data.load(_with(folders, names_file=str(file)))
 
 
 def test_glyphclip_on_photographs_is_refused_unless_wanted(folders) -> None:
@@ -238,6 +244,19 @@ def test_an_empty_folder_and_a_single_class_are_refused(folders, tmp_path) -> No
     bare = _with(folders, data_root=str(tmp_path / "val"), ood_roots={}, ood_groups={})
     with pytest.raises(UserError, match="has no class folders; give at least 4 more, or ood_roots"):
         data.load(bare)
+
+
+def test_folders_within_a_class_folder_are_said(folders, tmp_path) -> None:
+    assert not [note for note in data.load(folders).notes if "hold folders" in note]
+    shutil.copytree(tmp_path / "id" / "wolf", tmp_path / "id" / "red_fox" / "wolf")
+    note = "Class folders that hold folders, whose images count as the class: red_fox."
+    assert note in data.load(folders).notes
+    assert note in [need.what for need in data.needs(folders)]
+
+
+def test_a_relative_folder_that_is_not_there_is_said_with_where_it_was_looked_for(folders, tmp_path) -> None:
+    (need, *_) = data.needs(_with(folders, data_root="photos"))
+    assert need.what == f"data_root = 'photos' is no folder: looked at {Path.cwd() / 'photos'}"
 
 
 def test_an_ood_set_of_one_image_is_refused(folders, tmp_path) -> None:
@@ -600,7 +619,7 @@ def test_the_list_of_a_big_folder_is_kept_until_a_folder_changes(
     monkeypatch.setattr(disk, "BIG", 3)
     monkeypatch.setattr(disk.store, "OUTPUTS", tmp_path / "outputs")
     scans = []
-    monkeypatch.setattr(disk, "_scan", lambda top, scan=disk._scan: scans.append(top) or scan(top))
+    monkeypatch.setattr(disk, "_scan", lambda *how, scan=disk._scan: scans.append(how) or scan(*how))
 
     def found() -> list[str]:
         return [path[len(str(tmp_path / "set")) + 1 :] for path in disk.images_below(tmp_path / "set")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -405,6 +406,20 @@ def test_ood_score_tells_each_image_and_counts(
     )
 
 
+@pytest.mark.parametrize("onnx", [False, True])
+def test_a_broken_link_in_a_folder_is_an_unreadable_image(
+    folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture, onnx: bool
+) -> None:
+    shutil.copy(pictures / "0.png", tmp_path)
+    (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "round.png").symlink_to("round.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    words = ["score", str(tmp_path), "--detector", str(folder), "--device", "cpu"] + ["--onnx"] * onnx
+    assert cli.main(words) == 0
+    lost = ", ".join(str(tmp_path / name) for name in ("gone.jpg", "pipe.png", "round.png"))
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f", 3 unreadable: {lost}")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -413,7 +428,12 @@ def test_ood_score_tells_each_image_and_counts(
         (["{here}", "--detector", "{here}"], "is no detector: there is no detector.json"),
         (["{here}", "--batch", "0"], "give a batch above 0"),
         (["{here}", "--workers", "-1"], "workers from 0"),
-        (["{here}", "--csv", "{here}"], "is a folder; give a file"),
+        (["{here}", "--csv", "{here}"], "is a folder or a device; give a file"),
+        (["{here}", "--csv", "/dev/null"], "--csv /dev/null is a folder or a device"),
+        (
+            ["{here}", "--csv", "{here}/0.png/x.csv"],
+            "0.png/x.csv cannot be written (its folder is a file); give",
+        ),
     ],
 )
 def test_mistakes_of_ood_score_are_one_sentence(
@@ -426,6 +446,8 @@ def test_mistakes_of_ood_score_are_one_sentence(
 ) -> None:
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     (pictures / "empty").mkdir(exist_ok=True)
+    if "no detector" not in said:  # all else is known before a model is loaded
+        monkeypatch.setattr(Detector, "load", lambda *_: 1 / 0)
     asked = [word.format(here=pictures) for word in words]
     assert cli.main(["score", "--detector", str(folder), *asked]) == 2
     error = capsys.readouterr().err

@@ -154,6 +154,9 @@ def test_bad_weights_are_refused_in_one_sentence(tmp_path, kind: str, said: str,
     path = _damage(tmp_path, kind)
     with pytest.raises(UserError, match=said) as caught, warnings.catch_warnings(action="error"):
         models.load("GlyphCLIP", path)
+    with pytest.raises(UserError) as unread:
+        models.build("GlyphCLIP", path, "meta")  # as `check` does: the numbers are left, the words are these
+    assert str(unread.value) == str(caught.value)
     assert path in str(caught.value) and "\n" not in str(caught.value)
     assert ("truncated" in str(caught.value)) == (said == REFUSED)
     assert "unpickled code ran" not in capsys.readouterr().out
@@ -171,6 +174,15 @@ def test_bad_weights_are_refused_in_one_sentence(tmp_path, kind: str, said: str,
 def test_unknown_names_get_a_hint(name: str, pretrained: str, hint: str) -> None:
     with pytest.raises(UserError, match=hint):
         models.load(name, pretrained)
+
+
+def test_a_model_that_lacks_a_package_is_not_said_to_lack_weights(monkeypatch) -> None:
+    def create_model(*_, **__):
+        raise RuntimeError("Please `pip install transformers`")
+
+    monkeypatch.setattr(models.open_clip, "create_model", create_model)
+    with pytest.raises(UserError, match=r"model 'RN50' cannot be built \(Please .*transformers`\); install"):
+        models.build("RN50", "random")
 
 
 CACHED = "models--timm--vit_base_patch16_clip_224.openai/snapshots/a1b2/open_clip_model.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,9 @@ from ood_utils import data, own_images
 from ood_utils.config import Profile
 from ood_utils.data import demo
 from ood_utils.data.duplicates import near_duplicates
+from ood_utils.detector import Detector
+from ood_utils.embeddings import StudyEmbeddings
+from ood_utils.models import Network
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,38 @@ def test_a_copy_in_another_set_is_found_and_a_different_picture_is_not(made: Pro
         assert (row.set, row.image, row.other) == ("id_test", study.id_test.ids[0], study.train.ids[0])
     finally:
         files[1].write_bytes(kept)
+
+
+def test_sets_are_called_as_their_owner_does(made: Profile) -> None:
+    study = data.load(made)
+    held = {path.split("/")[0] for path in study.validation["val_held_out"].ids}
+    assert own_images.spoken(study.validation["val_held_out"]) == f"the held-out class {held.pop()}"
+    ids = [f"{part}/{name}/0.png" for part in ("train", "val", "test") for name in ("cat", "dog")]
+    split = SimpleNamespace(name="held_out", ids=ids)
+    assert own_images.spoken(split) == "the held-out classes cat, dog"
+    assert own_images.spoken(SimpleNamespace(name="val_arrows", ids=[])) == "arrows"
+
+
+def test_a_detector_that_lies_there_is_not_saved_twice(tmp_path: Path) -> None:
+    rows = np.eye(128, dtype=np.float32)[:50]
+    embedded = StudyEmbeddings({}, ["a", "b"], [[], []], rows[:2], [], rows[:0], 100.0)
+    network, run = Network("GlyphCLIP", "builtin"), SimpleNamespace(folder=tmp_path)
+
+    def made(method: str, target: float = 0.9) -> Detector:
+        one = Detector.of(network, embedded, Profile(), "MCM", method=method)
+        one.calibrate(rows, target)
+        return one
+
+    made("CMA").save(tmp_path / "detector")
+    assert (
+        own_images.kept(run, made("CMA")) == tmp_path / "detector"
+        and not (tmp_path / "own_detector").exists()
+    )
+    for other in (made("FLYP"), made("CMA", 0.8)):
+        assert own_images.kept(run, other) == tmp_path / "own_detector"
+        assert Detector.load(tmp_path / "own_detector").calibration == other.calibration
+    shutil.rmtree(tmp_path / "detector")
+    assert own_images.kept(run, made("CMA")) == tmp_path / "own_detector"
 
 
 def test_confusions_by_hand() -> None:

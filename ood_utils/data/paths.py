@@ -33,7 +33,8 @@ def folder_need(name: str, path: str, remedy: str) -> Need:
     """Whether a folder that the profile names is there, and how many entries it holds."""
     folder = Path(path).expanduser()
     there = bool(path) and folder.is_dir()
-    found = f": {len(list(folder.iterdir()))} entries" if there else " is no folder"
+    looked = "" if not path or folder.is_absolute() else f": looked at {folder.absolute()}"
+    found = f": {len(list(folder.iterdir()))} entries" if there else f" is no folder{looked}"
     return Need(there, f"{name} = '{path}'{found}", remedy)
 
 
@@ -59,17 +60,17 @@ def walk(top: str, strict: bool = False) -> Iterator[tuple[str, list[os.DirEntry
         yield here, [entry for entry in entries if not _is(entry.is_dir)]
 
 
-def _scan(top: str) -> dict[str, tuple[int, list[str]]]:
+def _scan(top: str, strict: bool) -> dict[str, tuple[int, list[str]]]:
     """Folder -> (its time in ns, the sorted names of the images in it), of ``top`` and all below it.
 
-    UserError naming an image that is a broken link.
+    UserError naming an image that is a broken link, if ``strict``; else it is one of the images.
     """
     found, bad = {}, []
     for folder, entries in walk(top, strict=True):
         images = [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and e.name[:2] != "._"]
         bad += [entry.path for entry in images if not _is(entry.is_file)]
         found[folder] = os.stat(folder).st_mtime_ns, [entry.name for entry in images]
-    if bad:
+    if bad and strict:
         fault = "is no file but a link that leads nowhere or in a circle, or a pipe; mend it or take it away"
         raise UserError(f"image {printable(min(bad))} {fault} ({len(bad)} of that kind below {top})")
     return found
@@ -82,11 +83,12 @@ def _is(kind: Callable[[], bool]) -> bool:
         return False
 
 
-def images_below(folder: Path | str) -> np.ndarray:
+def images_below(folder: Path | str, strict: bool = True) -> np.ndarray:
     """(n,) paths (text) of every image file below a folder, sorted; none where there is no folder.
 
     Links are followed, macOS's ``._`` companions left out. The list of a big folder is kept in outputs/.scans
-    and holds until a folder in it has another time. UserError naming a broken link, or what may not be read.
+    and holds until a folder in it has another time. UserError naming a folder that may not be read and, if
+    ``strict``, a broken link.
     """
     top = str(folder)
     kept = store.OUTPUTS / ".scans" / f"{hash_of([os.path.abspath(top), IMAGE_SUFFIXES])[:16]}.json"
@@ -96,11 +98,11 @@ def images_below(folder: Path | str) -> np.ndarray:
             return _paths(found)
     began = time.time_ns()
     try:
-        found = _scan(top)
+        found = _scan(top, strict)
     except OSError as fault:
         raise UserError(f"{fault.filename} cannot be read ({fault.strerror}); give yourself access") from None
     changed = max((when for when, _ in found.values()), default=0)
-    if sum(len(names) for _, names in found.values()) >= BIG and began - changed > SETTLED:
+    if strict and sum(len(names) for _, names in found.values()) >= BIG and began - changed > SETTLED:
         with suppress(UserError):  # a full disk: it is scanned again next time
             atomic_write(kept, json.dumps(found))
     return _paths(found)

@@ -1,5 +1,6 @@
 """Self-check: what this machine has, what a profile needs, what of it is there, where to get the rest."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,7 +9,7 @@ from typing import Any
 
 from .. import config, data, files, provenance, registry, store
 from ..config import Profile
-from ..data.study import Need, wrong
+from ..data.study import Need, refuse, wrong
 from ..errors import UserError
 
 
@@ -48,8 +49,7 @@ def environment() -> Iterator[Need]:
             yield Need(True, f"{name} {found[name]}")
     facts = provenance.machine()
     yield Need(None, "{cpu}, {cores} cores, {memory_gib} GiB memory, {system}".format(**facts))
-    gpus = _gpus() if facts["gpus"] else []  # torch takes seconds to import
-    yield Need(None, f"GPU: {', '.join(gpus) or 'none; everything runs on the CPU'}")
+    yield Need(None, f"GPU: {', '.join(_gpus()) or 'none; everything runs on the CPU'}")
     try:
         files.atomic_write(store.OUTPUTS / ".probe", "").unlink()
     except UserError as error:
@@ -59,6 +59,8 @@ def environment() -> Iterator[Need]:
 
 
 def _gpus() -> list[str]:
+    if not provenance.machine()["gpus"]:  # torch takes seconds to import
+        return []
     with suppress(ImportError):
         import torch
 
@@ -115,10 +117,14 @@ def room(profile: Profile) -> dict[str, float]:
 def about_model(profile: Profile) -> dict[str, Any]:
     """bytes, width, path or tag of its weights and what open_clip says ``about`` the tag.
 
-    Kept in outputs/.scans, for open_clip takes seconds to import. Raises what building the model raises.
+    Kept in outputs/.scans, for open_clip takes seconds to import. Raises what building the model raises; a
+    local file must hold its tensors, by name and shape (their numbers are not read).
     """
-    given = profile.data == "embeddings"
-    key = files.hash_of([profile.model, profile.pretrained, provenance.versions()])[:16]
+    given, state = profile.data == "embeddings", None
+    with suppress(OSError, ValueError):  # a tag, or no such file
+        state = (stat := os.stat(profile.pretrained)).st_size, stat.st_mtime_ns
+    code = files.file_hash(config.PACKAGE / "models.py")  # what it refuses
+    key = files.hash_of([profile.model, profile.pretrained, state, provenance.versions(), code])[:16]
     kept = store.OUTPUTS / ".scans" / f"model-{key}.json"
     with suppress(UserError):
         if not given and (found := files.read_json(kept)):
@@ -128,14 +134,14 @@ def about_model(profile: Profile) -> dict[str, Any]:
 
     from .. import models
 
-    config = {} if given else models.model_config(profile.model)
+    facts = {} if given else models.model_config(profile.model)
     path, tag = models.source(profile.model, profile.pretrained)
     about = dict(open_clip.get_pretrained_cfg(profile.model, tag)) if tag else {}
     about["files"] = [open_clip.constants.HF_SAFE_WEIGHTS_NAME, open_clip.constants.HF_WEIGHTS_NAME]
     with torch.device("meta"):  # sizes without the memory
-        model, _, _ = models.load(profile.model, profile.pretrained if given else "random", device="meta")
+        model = models.build(profile.model, "random" if tag else profile.pretrained, device="meta")
     size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    width = model.visual.output_dim if given else config["embed_dim"]
+    width = model.visual.output_dim if given else facts["embed_dim"]
     found = {"bytes": size, "width": width, "path": path and str(path), "tag": tag, "about": about}
     with suppress(UserError):
         files.write_json(kept, found)
@@ -163,17 +169,23 @@ def weights_need(profile: Profile) -> Need:
     try:
         known = about_model(profile)
     except UserError as fault:
-        return Need(False, what, str(fault), "WRONG")
+        return wrong(fault)
     path, tag, about = known["path"], known["tag"], known["about"]
     if not tag:
-        remedy = "give safetensors, a state dict, or an open_clip tag"
-        return Need(path is None or Path(path).is_file(), what, remedy)
+        return Need(True, what + ", the model's by tensor names and shapes" * bool(path))
     source = about.get("hf_hub") or about.get("url", "")
     licence = "OpenAI's weights are under MIT" if tag == "openai" else "its licence is said there"
     remedy = f"open_clip downloads it at first use (ViT-B/16: 0.6 GB) from {source}; {licence}"
     if cached(about):
         return Need(True, what)
     return Need(None, f"{what}, not on this machine: {remedy}")
+
+
+def require(profile: Profile, name: str) -> None:
+    """UserError, in the words of ``main``, saying the first that a run lacks: of its data, or its weights."""
+    data.require(profile, name)
+    if profile.pretrained != "builtin":  # whose look-up would only take time
+        refuse((need for need in [weights_need(profile)] if need.ok is False), f"profile {Path(name).stem}: ")
 
 
 def cached(about: dict[str, Any]) -> bool:

@@ -51,7 +51,6 @@ def environment(outputs: Path, modules: Iterable[str]) -> Iterator[None]:
             "PYTHONPATH": os.pathsep.join(paths),
             "PYTHONHASHSEED": "0",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-            "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm.auto of others would like ipywidgets
             "OOD_ROOT": str(config.ROOT),
             "OOD_OUTPUTS": str(outputs),
             "OOD_RUNNER": "1",

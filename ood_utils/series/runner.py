@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import config, data, files, provenance, store
+from .. import config, files, provenance, store
 from ..config import Profile
 from ..errors import UserError
 from ..provenance import now
-from . import state
+from . import check, state
 from .progress import Progress
 from .state import Inputs, Notebook
 
@@ -44,7 +44,7 @@ def run_series(
     series = state.find(config.ROOT / "notebooks")
     chosen = state.choose(series, only)
     name = store.run_name(run, profile)
-    data.require(values, profile)
+    check.require(values, profile)
     folder = store.OUTPUTS / name
     if str(profile) not in config.profile_names():
         profile = str(config.profile_file(profile))

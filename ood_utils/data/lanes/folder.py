@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...config import Profile
-from ...errors import UserError, nearest
+from ...errors import UserError, nearest, quoted
 from ..corpus import load_corpus
 from ..paths import class_folders, copies, folder_need, images_below, overlaps, printable
 from ..study import Need, Study, by_use, check_classes, of_classes, subset, wrong
@@ -111,6 +111,7 @@ def listing(profile: Profile) -> Listing:
     if not profile.data_root:
         raise UserError("data_root is empty; set it to the folder of your ID images (one sub-folder a class)")
     folders, parts, notes = _split(root, rng)
+    _say_nested(folders, parts, notes)
     held = profile.held_out
     if held is None:
         held = 0 if profile.ood_roots else max(2, round(len(folders) / 5))
@@ -174,6 +175,15 @@ def _split(root: Path, rng: np.random.Generator) -> tuple[list[str], list, list[
     return names, split, ["Split: each class 60/20/20 into train, validation and test, drawn by data_seed."]
 
 
+def _say_nested(folders: Sequence[str], parts: list, notes: list[str]) -> None:
+    """A note naming class folders that hold folders, which may have been meant as the classes."""
+    every = [row for part in parts for row in zip(*part, strict=True)]
+    inner = {(folders[k], os.path.basename(os.path.dirname(path))) for path, k in every}
+    if nested := sorted({name for name, place in inner if place != name}):
+        which = ", ".join(nested[:10]) + f" and {len(nested) - 10:,} more" * (len(nested) > 10)
+        notes.append(f"Class folders that hold folders, whose images count as the class: {which}.")
+
+
 def _held_out(parts: list, chosen: np.ndarray, folders: Sequence[str], notes: list[str]) -> dict:
     """The sets that held-out classes make: the first half, rounded up, for the test, the rest for choices."""
     out = {}
@@ -231,9 +241,14 @@ def _names(file: str, folders: list[str], known: Sequence[str]) -> tuple[list[st
             with Path(file).expanduser().open(encoding="utf-8-sig", newline="") as lines:
                 rows = list(csv.DictReader(lines))
         except (OSError, UnicodeDecodeError, csv.Error) as fault:
-            raise UserError(f"names_file {file} cannot be read ({fault}); give a UTF-8 CSV file") from None
+            why = f"cannot be read ({getattr(fault, 'strerror', fault)}); give a UTF-8 CSV file"
+            raise UserError(f"names_file {Path(file).expanduser().absolute()} {why}") from None
         if not rows or not {"folder", "name"} <= rows[0].keys():
-            raise UserError(f"names_file {file} lacks the columns folder and name; add synonyms if you like")
+            found = f"its columns are {quoted([*rows[0]])}" if rows else "it has no line below its first"
+            remedy = (
+                "write folder,name,synonyms in its first line, with commas, and then a line for each class"
+            )
+            raise UserError(f"names_file {file} lacks the columns folder and name: {found}; {remedy}")
         for row in rows:
             if row["folder"] not in known:
                 raise UserError(
