@@ -24,7 +24,7 @@ from ood_utils.config import PROFILES, load_profile
 from ood_utils.errors import UserError
 from ood_utils.gallery import Evidence, State, Task, every, find, heads
 from ood_utils.gallery.adaptations import croft, kr_nft, residual_adapters, sface
-from ood_utils.objectives import cm3
+from ood_utils.objectives import cm3, cm3_fused
 
 RECIPES = {
     "FLYP": "clip",
@@ -173,6 +173,17 @@ def test_cm3_repels_images_of_like_texts_less_and_does_not_train_the_likeness() 
     )
     expected = torch.autograd.grad(10 * text_part, text)[0]
     torch.testing.assert_close(torch.autograd.grad(own, text)[0], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.5, 1.0])
+def test_fused_items_lie_on_the_arcs(mix: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cm3_fused, "draw_mix", lambda seed, step: mix)
+    image, text, scale = (leaf.detach() for leaf in pairs())
+    items = {0.0: text, 0.5: F.normalize(image + text, dim=1), 1.0: image}[mix]
+    fused, plain = (objectives.parts(name, image, text, scale, lam=1.0).loss for name in ("cm3_fused", "cm3"))
+    like = (text @ text.T).clamp(0, 1)
+    change = cm3.calibrated_uniformity(items, like) - cm3.calibrated_uniformity(image, like)
+    assert (fused - plain).item() == pytest.approx(10 * cm3.GAMMA / 2 * change.item(), abs=1e-9)
 
 
 def test_sface_gradient_is_that_of_gated_pulls_and_pushes() -> None:
@@ -410,6 +421,18 @@ def test_croft_flattens_the_energy() -> None:
     assert steep(10.0) < 0.8 * steep(0.0)
 
 
+def test_crofts_worst_shift_of_length_0_is_no_shift() -> None:
+    """Then the loss is twice the cross-entropy, and AdamW does not see the factor."""
+
+    def trained(**options: float) -> np.ndarray:
+        asked = task(evidence(), "CRoFT", **{"steps": 10, "batch": 60, "lr": 0.01, "l2": 0.0} | options)
+        return find("adaptations", "CRoFT").fit(asked)["image"]
+
+    plain = trained(l1=0.0, reach=0.5)
+    np.testing.assert_allclose(trained(l1=1.0, reach=0.0), plain, atol=1e-3)
+    assert np.abs(trained(l1=1.0, reach=0.5) - plain).max() > 0.01
+
+
 def random_change(d: int = 8) -> kr_nft.Affine:
     torch.manual_seed(1)
     change = kr_nft.Affine(d, 4).double()
@@ -452,6 +475,30 @@ def test_kr_nfts_losses_by_hand() -> None:
                 same += [*(inside * ours).sum(1), *(others * theirs).sum(1)]
     expected = [torch.stack(positive).mean(), torch.stack(negative).mean(), 1 - torch.stack(same).mean()]
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=1e-6, atol=1e-6)
+
+
+def test_kr_nfts_pseudo_negatives_lie_between_classes_and_lose_id_mass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known, seen, real = evidence(), [], kr_nft.losses
+
+    def noted(rows: Tensor, labels: Tensor, outside: Tensor, *rest: Any) -> Any:
+        found = real(rows, labels, outside, *rest)
+        seen.append((rows, labels, outside, found[1].item()))
+        return found
+
+    monkeypatch.setattr(kr_nft, "losses", noted)
+    options = {"steps": 30, "batch": 60, "lr": 0.01, "shots": 12, "l2": 0.0}
+    mass = []
+    for l1 in (0.0, 3.0):
+        find("adaptations", "KR-NFT").fit(task(known, "KR-NFT", l1=l1, **options))
+        mass.append(seen[-1][3])
+    assert mass[1] < mass[0] - 0.5
+    for rows, labels, outside, _ in seen[:3]:
+        for row, label, point in zip(rows, labels, outside, strict=True):
+            middles = F.normalize(row + torch.from_numpy(known.train), dim=1)
+            partner = int((middles @ point).argmax())
+            assert middles[partner] @ point > 1 - 1e-5 and known.train_labels[partner] != label
 
 
 def test_kr_nft_keeps_what_it_knows_where_that_weighs_enough() -> None:

@@ -49,8 +49,9 @@ def tune_tower(
     """Train a copy of the image tower, and ``beside`` in place, on fresh views; writes model.safetensors.
 
     ``judged``: unit rows (b, d) and labels (b,), on the profile's device, -> the loss. BatchNorm keeps its
-    statistics. Returns the count of trained parameters. UserError where there is no tower (``Task.tower``)
-    or the loss is not finite.
+    statistics; the next image stands in for one that cannot be read (``task.known`` has counted those).
+    Returns the count of trained parameters. UserError where there is no tower (``Task.tower``) or the loss is
+    not finite.
     """
     model = copy.deepcopy(task.tower(name)).eval()
     device, images = resolve_device(task.profile.device), task.study.train.dataset

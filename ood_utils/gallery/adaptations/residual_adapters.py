@@ -6,7 +6,7 @@ Source: CLIP-Adapter (arXiv 2110.04544) for the maps, CMA (arXiv 2503.18817) for
 Ours: maps on both sides, as the lane of given embeddings trains them (``residual.Map``).
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -47,8 +47,9 @@ def fit(task: Task) -> State:
 def apply(evidence: Evidence, state: State) -> Evidence:
     """Evidence with images, training rows and all texts behind their maps."""
 
-    def side(name: str) -> Any:
-        parts = {k.removeprefix(name + "."): torch.from_numpy(v) for k, v in state.items() if name in k}
+    def side(name: str) -> Callable[[np.ndarray | None], np.ndarray | None]:
+        own = [key for key in state if key.startswith(f"{name}.")]
+        parts = {key.removeprefix(f"{name}."): torch.from_numpy(state[key]) for key in own}
         made = Map(evidence.class_text.shape[1], len(parts["1.bias"])).requires_grad_(False)
         made.load_state_dict(parts)
         return lambda rows: None if rows is None else moved(made, torch.from_numpy(rows)).numpy()
