@@ -145,6 +145,24 @@ def test_a_fault_is_the_reason_of_one_row_and_the_others_stand(
     assert "needs no_text" in shown.failed["zero-shot", 0, "CLIPN-ATD"]
 
 
+def test_the_code_of_a_method_is_its_file_and_what_it_uses() -> None:
+    def used(kind: str, name: str) -> set[str]:
+        folder = Path(board.__file__).parent
+        known = {
+            board.files.file_hash(path): path.relative_to(folder).as_posix() for path in folder.rglob("*.py")
+        }
+        return {known[digest] for digest in board.code_of(kind, name)}
+
+    prompts = {f"adaptations/{name}.py" for name in ("sct", "locoop", "coop")} | {
+        "prompts.py",
+        "patches.py",
+        "tuning.py",
+    }
+    assert used("adaptations", "SCT") == prompts
+    assert used("scores", "LogitGap") == {"scores/logit_gap.py"}
+    assert "online.py" in used("adaptive", "AdaNeg") and "tuning.py" not in used("adaptive", "AdaNeg")
+
+
 def test_an_unknown_name_suggests_the_nearest(shown: board.Gallery) -> None:
     with pytest.raises(UserError, match="CoOp"):
         shown.plan(["CoOpp"])

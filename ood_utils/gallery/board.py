@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import as_completed
@@ -43,7 +44,6 @@ PLAN = ["model", "start", "adaptation", "seed"]
 STREAMED = (ZERO_SHOT, "CMA")  # models that adaptive scores start from
 PLAIN = CONDITIONS[0]  # balanced and shuffled
 BESIDE = ("NegLabel",)  # static scores shown on the same streams
-APART = ("__init__", "board", "claims", "table", "toy")  # of this folder; what else is there methods share
 PATCHED = 20_000  # images of a set whose patches are held in memory
 TIMED = 512  # images on which a score is timed
 
@@ -423,9 +423,16 @@ def slug(name: str) -> str:
 
 
 def code_of(kind: Kind, name: str) -> list[str]:
-    """Hashes of a method's own file and of the code that methods share."""
-    shared = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem not in APART]
-    return [files.file_hash(path) for path in (modules(kind)[name].__file__, *shared)]
+    """Hashes of a method's file and of the gallery's other files that it uses, however it came by them."""
+    found: dict[str, str] = {}
+    queue = [modules(kind)[name]]
+    while queue:
+        file = queue.pop()
+        found[file.__name__] = files.file_hash(file.__file__)
+        origins = {getattr(x, "__module__", None) or getattr(x, "__name__", "") for x in vars(file).values()}
+        used = {x for x in origins if str(x).startswith(f"{__package__}.")} - found.keys()
+        queue += [sys.modules[origin] for origin in sorted(used)]
+    return [found[origin] for origin in sorted(found)]
 
 
 def _hash_if_there(path: Path) -> str:
