@@ -33,6 +33,7 @@ RECIPES = {
     "CMA, class-aware": "cma",
     "CMA + centroid uniformity": "cma_cu",
     "WiSE-FT": "clip",
+    "CMA, interpolated": "cma",
     "CM3": "cm3",
     "CM3, fused": "cm3_fused",
 }
@@ -75,7 +76,7 @@ def test_recipes_are_recipes(name: str, mode: str, lane: str) -> None:
     chosen = find("adaptations", name)
     recipe = load_profile(PROFILES / f"{lane}.yaml").recipe(**chosen.recipe | getattr(chosen, mode))
     assert recipe.objective == RECIPES[name] and chosen.fit is None
-    assert (recipe.wise < 1) == (name == "WiSE-FT")
+    assert (recipe.wise < 1) == (name in ("WiSE-FT", "CMA, interpolated"))
     assert recipe.class_aware == (name == "CMA, class-aware")
     assert (recipe.lr, recipe.batch) == ((1e-5, 512) if mode == "paper" else (2e-4, 128))
 

@@ -161,13 +161,16 @@ def test_relation_is_nothing_at_the_start_and_its_gradient_keeps_the_words_in_pl
         tuned(tmp_path / "none", recipe, words=[])
 
 
-def test_wise_is_the_point_between_the_weights(tmp_path: Path) -> None:
-    start, whole = tiny.model().state_dict(), tuned(tmp_path / "whole", Recipe(**SHORT))
-    half = tuned(tmp_path / "half", Recipe(**SHORT, wise=0.25))
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_wise_is_the_point_between_the_weights(tmp_path: Path, share: float) -> None:
+    start, whole = tiny.model().state_dict(), tuned(tmp_path / "whole", Recipe(**SHORT))  # wise is 1
+    half = tuned(tmp_path / "half", Recipe(**SHORT, wise=share))
     kept = load_file(tmp_path / "half/model.safetensors")
     for key, value in start.items():
         if value.is_floating_point():
-            torch.testing.assert_close(half[key], 0.75 * value + 0.25 * whole[key], rtol=1e-5, atol=1e-7)
+            point = (1 - share) * value + share * whole[key]
+            torch.testing.assert_close(half[key], point, rtol=1e-5, atol=1e-7)
+            assert share or torch.equal(half[key], value)
             assert torch.equal(kept[key], half[key])
 
 
