@@ -322,6 +322,14 @@ def test_the_module_decides_too_but_not_the_runner_s_own_files(world, calls):
     assert len(calls) == 4 and record(world)["notebooks"]["01_first"]["reason"] == "ood_utils changed"
 
 
+def test_a_method_of_the_gallery_concerns_the_notebook_that_imports_it(world, calls):
+    notebook(world / "notebooks" / "02_second.ipynb", "from ood_utils import gallery\n" + SECOND)
+    run(world)
+    files.atomic_write(world / "package" / "gallery" / "scores" / "mine.py", "y = 1")
+    run(world)
+    assert calls == ["01_first", "02_second", "02_second"]
+
+
 def test_values_decide_too(world, calls):
     run(world)
     run(world, changes={"workers": 3})  # changes no result

@@ -18,7 +18,8 @@ from ..errors import UserError
 from ..files import hash_of
 
 NOT_IN_NOTEBOOKS = ("series", "tools", "__main__.py")  # parts of the package that change no notebook's result
-# embeddings are caches keyed by their content
+GALLERY = ("gallery", "plots/board.py")  # read by notebooks that import the gallery alone
+# embeddings and the gallery's rows are caches keyed by their content
 KEPT = ("figures", "tables", "results", "checkpoints", "detector", "own_detector")
 READ_BY_OTHERS = ("tables/", "results/", "checkpoints/")
 WHY = {
@@ -107,10 +108,14 @@ def tree_hash(path: Path, stat_limit: int = 100_000) -> str:
     return hash_of(rows)
 
 
-def module_hash(package: Path) -> str:
-    """Hash of every file of the package that a notebook can reach: source, configurations, weights."""
-    found = [p.relative_to(package) for p in sorted(package.rglob("*")) if p.is_file()]
-    read = [p for p in found if p.parts[0] not in NOT_IN_NOTEBOOKS and "__pycache__" not in p.parts]
+def module_hash(package: Path, without: Sequence[str] = ()) -> str:
+    """Hash of every file of the package that a notebook can reach: source, configurations, weights.
+
+    ``without``: files and folders, beside ``NOT_IN_NOTEBOOKS``, that it does not use.
+    """
+    left_out = {package / name for name in (*NOT_IN_NOTEBOOKS, *without)}
+    found = [p for p in sorted(package.rglob("*")) if p.is_file() and "__pycache__" not in p.parts]
+    read = [p.relative_to(package) for p in found if not left_out & {p, *p.parents}]
     return hash_of([(str(p), files.file_hash(package / p)) for p in read])
 
 
@@ -121,8 +126,8 @@ class Inputs:
         """``verify``: outputs are hashed once even where time and size are as recorded."""
         self.series, self.verify = series, verify
         self.whole: set[Path] = set()  # outputs that were hashed and are as recorded
-        self.common = {"profile": profile.key(), "module": module_hash(PACKAGE)}
-        self.common["versions"] = hash_of(provenance.versions())
+        self.common = {"profile": profile.key(), "versions": hash_of(provenance.versions())}
+        self.modules = module_hash(PACKAGE, GALLERY), module_hash(PACKAGE)
         names = [profile.data_root, *profile.ood_roots.values(), profile.corpus, profile.pretrained]
         names += [profile.negatives]
         lane = registry.find("data/lanes", profile.data)
@@ -136,7 +141,9 @@ class Inputs:
         written = [record["notebooks"].get(other.name, {}).get("outputs", {}) for other in earlier]
         read = [(path, known.get("sha256")) for outputs in written for path, known in outputs.items()]
         read = sorted(row for row in read if row[0].startswith(READ_BY_OTHERS))
-        return {"code": hash_of(notebook.code), **self.common, "files": hash_of([self.outside, read])}
+        module = self.modules["ood_utils.gallery" in notebook.imports()]
+        files_read = hash_of([self.outside, read])
+        return {"code": hash_of(notebook.code), **self.common, "module": module, "files": files_read}
 
     def reason(self, notebook: Notebook, record: dict[str, Any], folder: Path) -> str | None:
         """Why a notebook must run, in words, or None when it is done and nothing that matters has changed."""
