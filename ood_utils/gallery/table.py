@@ -23,11 +23,10 @@ LARGE = 20  # images from which an OoD class is large enough to have an FPR95 of
 def table(board: Board, book: ScoreBook) -> pd.DataFrame:
     """One row per model and score, mean over seeds, the best AUROC over all sets first.
 
-    Columns: model, score, year (of the score), seeds, accuracy (of ID classes on id_test), centroid_gap
-    (there too; NaN where a head stands for the texts), then for each group of sets and "all" auroc, fpr95_id
-    and fpr95_ood (``auroc near``) with ``_low``/``_high`` over seeds and images, worst class (see
-    ``worst_class``), data (training data used), seconds to adapt, parameters trained, microseconds per image
-    to score.
+    Columns: model, score, year (of the score), accuracy (of ID classes on id_test), seeds, then for each
+    group of sets and "all" auroc, fpr95_id and fpr95_ood (``auroc near``) with ``_low``/``_high`` over seeds
+    and images, worst class (see ``worst_class``), data (training data used), centroid_gap (on id_test; NaN
+    where a head stands for the texts), parameters trained, seconds to adapt, microseconds per image to score.
     """
     summary = leaderboard.summarise(book)
     means, parts = summary[summary.average], []
@@ -35,22 +34,12 @@ def table(board: Board, book: ScoreBook) -> pd.DataFrame:
         for end in ("", "_low", "_high"):
             wide = means.pivot_table(metric + end, ["method", "score"], "group", sort=False)
             parts.append(wide.add_prefix(f"{metric}{end} "))
-    frame = pd.concat(parts, axis=1)
-    named = board.facts.rename(columns={"model": "method"})
-    numbers = [
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "centroid_gap",
-        "seconds",
-        "parameters",
-        "microseconds",
-    ]
-    facts = named.groupby(["method", "score"], sort=False)[numbers].mean()
-    facts["data"] = named.groupby(["method", "score"], sort=False)["data"].first()
-    facts["seeds"] = named.groupby(["method", "score"], sort=False).size()
-    facts["worst class"] = worst_class(book)
-    frame = facts.join(frame).reset_index().rename(columns={"method": "model"})
+    named = board.facts.rename(columns={"model": "method"}).groupby(["method", "score"], sort=False)
+    first = named[["accuracy", "accuracy_low", "accuracy_high"]].mean().assign(seeds=named.size())
+    cost = named[["centroid_gap", "parameters", "seconds", "microseconds"]].mean()
+    cost.insert(0, "data", named["data"].first())
+    frame = pd.concat([first, *parts, worst_class(book).rename("worst class"), cost], axis=1).reset_index()
+    frame = frame.rename(columns={"method": "model"})
     frame.insert(2, "year", [find("scores", name).year for name in frame.score])
     return frame.sort_values("auroc all", ascending=False, kind="stable", ignore_index=True)
 
