@@ -121,7 +121,10 @@ class Gallery:
 
     def _ahead(self, plan: pd.DataFrame) -> None:
         """Have children make models and rows, as many side by side as trainings; they are read afterwards."""
-        count, rows = min(self.profile.parallel, len(plan)), list(plan.itertuples(index=False, name=None))
+        count = min(self.profile.parallel, len(plan))
+        rows = sorted(
+            plan.itertuples(index=False, name=None), key=lambda row: row[0] not in STREAMED
+        )  # long ones first
         if count < 2 or embeddings.resolve_device(self.profile.device) != "cpu":
             return
         task = self.folder, self.profile, self.listed, self._tuned
