@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -113,19 +114,22 @@ def combined(board: Board, streams: pd.DataFrame, asked: Iterable[Row] = COMBINE
     return frame.sort_values("validation", ascending=False, kind="stable", ignore_index=True)
 
 
-def tested(board: Board, book: ScoreBook, model: str, score: str) -> pd.DataFrame:
-    """The chosen combination against NegLabel on CMA and on the zero-shot model, in AUROC over the test sets.
+def tested(board: Board, book: ScoreBook, validated: pd.DataFrame) -> pd.DataFrame:
+    """The best combination by validation, and the best that sees no test stream, against NegLabel alone.
 
+    ``validated``: as ``combined`` gives it. On CMA and on the zero-shot model, in AUROC over the test sets.
     Columns: a, b, low, high (95 %, not corrected), verdict: "better", "worse", "not settled". An adaptive
-    score is compared on its streams' images.
+    score is compared on its plain streams' images.
     """
-    rows = []
-    for other in (("CMA", "NegLabel"), NEGLABEL):
-        if (model, score) in {(m, s) for m, _, s in book.keys}:
-            judged = claims(book, [Claim("", (model, score), other)]).iloc[0]
+    static, rows = validated[validated.test_time == "no"], []
+    picks = pd.concat([validated[:1], static[:1]]).drop_duplicates(["model", "score"])
+    for pick, other in product(picks.itertuples(index=False), (("CMA", "NegLabel"), NEGLABEL)):
+        mine = pick.model, pick.score
+        if pick.test_time == "no":
+            judged = claims(book, [Claim("", mine, other)]).iloc[0]
             low, high = judged.low, judged.high
         else:
-            low, high = stream_difference(board, (model, score), other)
+            low, high = stream_difference(board, mine, other)
         word = "better" if low > 0 else "worse" if high < 0 else "not settled"
-        rows.append([f"{model} · {score}", " · ".join(other), low, high, word])
+        rows.append([" · ".join(mine), " · ".join(other), low, high, word])
     return pd.DataFrame(rows, columns=["a", "b", "low", "high", "verdict"])

@@ -74,14 +74,14 @@ def gap_and_detection(frame: pd.DataFrame, title: str) -> Drawn:
     columns = ["model", "centroid_gap", "auroc all", "auroc_low all", "auroc_high all"]
     drawn = frame[columns].dropna().reset_index(drop=True)
     figure, (ax,) = style.panels([""], title, height=4.6)
-    for row in drawn.itertuples(index=False):
-        name, gap, value, low, high = row
-        colour = style.METHOD_COLOURS.get(name, style.INK)
-        ax.errorbar(
-            gap, value, [[value - low], [high - value]], fmt="o", color=colour, markersize=5, linewidth=0.8
-        )
+    reach = np.abs(drawn[["auroc_low all", "auroc_high all"]].to_numpy() - drawn[["auroc all"]].to_numpy()).T
+    colours = [style.METHOD_COLOURS.get(name, style.INK) for name in drawn.model]
+    ax.errorbar(drawn.centroid_gap, drawn["auroc all"], reach, fmt="none", ecolor="0.8", linewidth=0.8)
+    ax.scatter(drawn.centroid_gap, drawn["auroc all"], color=colours, s=26, zorder=3)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.75}
     for gap, value, name in _spaced(drawn):
-        ax.annotate(name, (gap, value), xytext=(6, 0), textcoords="offset points", fontsize=7, va="center")
+        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        ax.annotate(name, (gap, value), **place, fontsize=7, bbox=white, zorder=2)
     ax.set(xlabel="centroid gap on id_test (smaller = closer)", ylabel="AUROC with NegLabel, mean over sets")
     ax.margins(x=0.14)
     return figure, drawn
@@ -90,7 +90,7 @@ def gap_and_detection(frame: pd.DataFrame, title: str) -> Drawn:
 def _spaced(drawn: pd.DataFrame) -> list[tuple[float, float, str]]:
     """Where the names of dots go: beside them, pushed up where two would lie on each other."""
     height = (drawn["auroc_high all"].max() - drawn["auroc_low all"].min()) / 32
-    width = (drawn.centroid_gap.max() - drawn.centroid_gap.min()) / 6
+    width = (drawn.centroid_gap.max() - drawn.centroid_gap.min()) / 5
     placed: list[tuple[float, float, str]] = []
     for row in drawn.sort_values("auroc all").itertuples(index=False):
         y = row[2]
