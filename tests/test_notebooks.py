@@ -154,7 +154,7 @@ def test_the_gallery_measures_every_kind_of_method_by_one_protocol(folder: Path)
 def words(folder: Path) -> dict[str, list[str]]:
     """Notebook -> what it says in Markdown and which verdicts it gives, without the numbers."""
     said = {}
-    for name in NAMES:
+    for name in (name for name in NAMES if not name.startswith("05")):
         cells = json.loads((folder / "notebooks" / f"{name}.ipynb").read_text())["cells"]
         outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
         texts = ["".join(data["text/markdown"]) for data in outputs if "text/markdown" in data]
@@ -170,7 +170,8 @@ def test_another_cpu_says_the_same_words(
     for setting in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.setenv(setting, "default" if setting.startswith("ATEN") else "SSE41")
     (outputs := tmp_path / "outputs").mkdir()
-    done = _ood(outputs, "run", "--profile", "glyphs-tiny")
+    speaking = [name for name in NAMES if not name.startswith("05")]  # its tables and figures speak, no prose
+    done = _ood(outputs, "run", "--profile", "glyphs-tiny", "--only", *speaking)
     assert done.returncode == 0, done.stderr[-3000:]
     assert words(outputs / "glyphs-tiny") == words(folder)
 
