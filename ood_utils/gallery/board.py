@@ -119,6 +119,10 @@ class Gallery:
                 with self._standing(row.model, row.seed):
                     yield self._model(*row)
 
+    def zero_shot(self) -> Model:
+        """The start of all, as it is."""
+        return self._read(ZERO_SHOT, 0, self.profile.pretrained, {})
+
     def _ahead(self, plan: pd.DataFrame) -> None:
         """Have children make models and rows, as many side by side as trainings; they are read afterwards."""
         count = min(self.profile.parallel, len(plan))

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import Evidence
+from . import Adaptive, Evidence, Step
 
 GAP = np.radians(45)  # angle between an image and its text
 PLACES = {  # image clusters: longitude, latitude in degrees
@@ -52,6 +52,23 @@ def world(seed: int = 0, spread: float = 0.07, each: int = 60) -> Toy:
         class_names=[f"class {k}" for k in range(len(texts))], corpus=corpus, corpus_text=negatives,
     )  # fmt: skip
     return Toy(known, inside, labels, outside)
+
+
+def after_stream(method: Adaptive, world: Toy, batch: int = 60) -> Step:
+    """What an adaptive score has become after the world's images, shuffled: unit rows (m, 3) -> scores (m,).
+
+    Each 1,000 of the rows are scored by a method that has seen that stream and nothing else.
+    """
+    stream = np.concatenate([world.inside, world.outside])
+    stream = stream[np.random.default_rng(0).permutation(len(stream))]
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        step = method(world.known)
+        for part in np.split(stream, range(batch, len(stream), batch)):
+            step(part)
+        return step(rows)
+
+    return lambda rows: np.concatenate([score(part) for part in np.array_split(rows, len(rows) // 1000 + 1)])
 
 
 def grid(size: int = 81) -> tuple[np.ndarray, np.ndarray]:
