@@ -17,7 +17,6 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +85,8 @@ class Stream(NamedTuple):
 class Gallery:
     """The gallery of one study in a run's folder; ``listed``: the negative labels that all share.
 
-    ``failed``: (model, seed, score or "") -> why a row is missing.
+    ``failed``: (model, seed, score or "") -> why a row is missing; ``tuned``: (adaptation, seed) -> folder of
+    its fine-tuning, notebook 02's own where it is the same.
     """
 
     folder: Path
@@ -94,6 +94,7 @@ class Gallery:
     profile: Profile
     listed: NegativeList
     failed: dict[tuple[str, int, str], str] = field(default_factory=dict)
+    tuned: dict[tuple[str, int], Path] = field(default_factory=dict)
 
     # --- models ---
 
@@ -105,9 +106,8 @@ class Gallery:
         asked = self.profile.gallery_models or every("adaptations") if adaptations is None else adaptations
         names = list(asked)
         wanted = [(name, ZERO_SHOT, name) for name in names if find("adaptations", name)]
-        wanted += [
-            (f"{start} + {name}", start, name) for start, name in COMBINED if {start, name} <= {*names}
-        ]
+        both = [(start, name) for start, name in COMBINED if {start, name} <= {*names}]
+        wanted += [(f"{start} + {name}", start, name) for start, name in both]
         seeds = self.profile.seeds[: self.profile.gallery_seeds]
         rows = [(ZERO_SHOT, ZERO_SHOT, "", 0), *((*row, seed) for row in wanted for seed in seeds)]
         return pd.DataFrame(rows, columns=PLAN)
@@ -126,12 +126,11 @@ class Gallery:
     def _ahead(self, plan: pd.DataFrame) -> None:
         """Have children make models and rows, as many side by side as trainings; they are read afterwards."""
         count = min(self.profile.parallel, len(plan))
-        rows = sorted(
-            plan.itertuples(index=False, name=None), key=lambda row: row[0] not in STREAMED
-        )  # long ones first
+        rows = list(plan.itertuples(index=False, name=None))
+        rows.sort(key=lambda row: row[0] not in STREAMED)  # what takes longest goes first
         if count < 2 or embeddings.resolve_device(self.profile.device) != "cpu":
             return
-        task = self.folder, self.profile, self.listed, self._tuned
+        task = self.folder, self.profile, self.listed, self.tuned
         bar = files.progress(total=len(rows), desc="the gallery's models")
         with sweep.children(count, cpu=True) as pool, suppress(BrokenProcessPool), bar:
             for done in as_completed([pool.submit(_make, *task, row) for row in rows]):
@@ -166,11 +165,6 @@ class Gallery:
             chosen = chosen | {"steps": max(2, round(chosen["steps"] * self.profile.gallery_steps))}
         return chosen
 
-    @cached_property
-    def _tuned(self) -> dict[tuple[str, int], Path]:
-        """(adaptation, seed) -> folder of its fine-tuning, notebook 02's own where it is the same."""
-        return {}
-
     def _fine_tune(self, plan: pd.DataFrame) -> None:
         recipes = self._recipes(plan)
         asked = {self._place(name, seed): recipe for (name, seed), recipe in recipes.items()}
@@ -178,14 +172,14 @@ class Gallery:
         places = {card.get("identity"): folder for folder, card in known}
         jobs = sweep.identified(asked, self.profile, self.study) if asked else []
         for (name, seed), (job, key) in zip(recipes, jobs, strict=True):
-            self._tuned[name, seed] = places.get(key, job.folder)
-        todo = {self._tuned[key]: recipe for key, recipe in recipes.items()}
+            self.tuned[name, seed] = places.get(key, job.folder)
+        todo = {self.tuned[key]: recipe for key, recipe in recipes.items()}
         try:
             sweep.train(todo, self.profile, self.study)
         except (UserError, RuntimeError):  # one by one, to know whose fault it is
             for (name, seed), recipe in recipes.items():
                 with self._standing(name, seed):
-                    sweep.train({self._tuned[name, seed]: recipe}, self.profile, self.study)
+                    sweep.train({self.tuned[name, seed]: recipe}, self.profile, self.study)
 
     def _place(self, name: str, seed: int) -> Path:
         return self.folder / "gallery" / f"{slug(name)}_seed{seed}"
@@ -194,7 +188,7 @@ class Gallery:
         """Weights of a start: a tag, or a path below the run's folder."""
         if name == ZERO_SHOT:
             return self.profile.pretrained
-        if (folder := self._tuned.get((name, seed))) is None or (name, seed, "") in self.failed:
+        if (folder := self.tuned.get((name, seed))) is None or (name, seed, "") in self.failed:
             raise UserError(f"{name}, seed {seed}, was not trained: {self.failed.get((name, seed, ''), '')}")
         return str((folder / "model.safetensors").relative_to(self.folder.resolve()))
 
@@ -205,7 +199,7 @@ class Gallery:
         weights = self._weights(adaptation if tuned else start, seed)
         model = self._read(name, seed, weights, facts)
         if tuned:
-            card = files.read_json(self._tuned[adaptation, seed] / "card.json")
+            card = files.read_json(self.tuned[adaptation, seed] / "card.json")
             trained = sum(p.numel() for p in self._network(weights).parts[0].parameters())
             model.facts.update(data=chosen.data, seconds=card["seconds"], parameters=trained)
         elif chosen is not None:
@@ -256,22 +250,15 @@ class Gallery:
 
         def of(name: str) -> np.ndarray:
             if (count := len(sets[name])) > PATCHED:
-                raise UserError(
-                    f"the patches of {count:,} images ({name}) are too many to hold; leave it out"
-                )
+                raise UserError(f"patches of {count:,} images ({name}) are too many to hold; leave it out")
             if name not in found:
                 from . import patches
 
-                profile, model = self.profile, network.parts[0]
-                options = {
-                    "batch": profile.embed_batch,
-                    "device": profile.device,
-                    "precision": profile.precision,
-                }
-                chosen = Subset(self.study.sets[name].dataset, sets[name].index.tolist())
-                found[name] = patches.encode(
-                    model, chosen, workers=profile.loaders(), progress=False, **options
-                )
+                profile, chosen = self.profile, sets[name].index.tolist()
+                options = {"device": profile.device, "precision": profile.precision}
+                options |= {"batch": profile.embed_batch, "workers": profile.loaders(), "progress": False}
+                images = Subset(self.study.sets[name].dataset, chosen)
+                found[name] = patches.encode(network.parts[0], images, **options)
             return found[name]
 
         return of
@@ -395,7 +382,7 @@ def _make(
     if (key := (folder, profile.key())) not in _OWN:
         _OWN[key] = Gallery(folder, data.load(profile), profile, listed)
     own = _OWN[key]
-    own._tuned.update(tuned)
+    own.tuned.update(tuned)
     own.failed.clear()
     for model in own.models(pd.DataFrame([row], columns=PLAN)):
         own.rows(model)
