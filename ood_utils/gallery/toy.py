@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import Adaptive, Evidence, Step
+from ..config import make_profile
+from . import Adaptation, Adaptive, Evidence, Step, Task
 
 GAP = np.radians(45)  # angle between an image and its text
 PLACES = {  # image clusters: longitude, latitude in degrees
@@ -26,7 +27,8 @@ class Toy(NamedTuple):
 def at(longitude: np.ndarray | float, latitude: np.ndarray | float) -> np.ndarray:
     """Unit rows (..., 3) of degrees; z is up, and the reader looks along y, from (0, -1, 0)."""
     lon, lat = np.radians(longitude), np.radians(latitude)
-    return np.stack([np.cos(lat) * np.sin(lon), -np.cos(lat) * np.cos(lon), np.sin(lat)], axis=-1)
+    rows = np.stack([np.cos(lat) * np.sin(lon), -np.cos(lat) * np.cos(lon), np.sin(lat)], axis=-1)
+    return rows.astype(np.float32)  # as embeddings are
 
 
 def world(seed: int = 0, spread: float = 0.07, each: int = 60) -> Toy:
@@ -38,7 +40,7 @@ def world(seed: int = 0, spread: float = 0.07, each: int = 60) -> Toy:
 
     def around(place: tuple[int, int]) -> np.ndarray:
         rows = at(*place) + spread * random.normal(size=(each, 3))
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
     names = {group: np.array(places, float) - (0, np.degrees(GAP)) for group, places in PLACES.items()}
     texts = at(*names["ID"].T)
@@ -52,6 +54,13 @@ def world(seed: int = 0, spread: float = 0.07, each: int = 60) -> Toy:
         class_names=[f"class {k}" for k in range(len(texts))], corpus=corpus, corpus_text=negatives,
     )  # fmt: skip
     return Toy(known, inside, labels, outside)
+
+
+def adapted(method: Adaptation, world: Toy) -> Evidence:
+    """The world's evidence after an adaptation of given embeddings with its world values."""
+    profile = make_profile({}, "toy")
+    task = Task(world.known, method.world, 0, None, None, profile, None)  # it has neither model nor files
+    return method.apply(world.known.change(), method.fit(task))
 
 
 def after_stream(method: Adaptive, world: Toy, batch: int = 60) -> Step:
@@ -79,4 +88,4 @@ def grid(size: int = 81) -> tuple[np.ndarray, np.ndarray]:
     x, z = np.meshgrid(np.linspace(-1, 1, size), np.linspace(-1, 1, size))
     seen = x**2 + z**2 < 0.999
     y = -np.sqrt(1 - x[seen] ** 2 - z[seen] ** 2)
-    return np.stack([x[seen], y, z[seen]], axis=1), seen
+    return np.stack([x[seen], y, z[seen]], axis=1).astype(np.float32), seen
