@@ -239,7 +239,9 @@ class Profile(TrainingValues):
     gallery: Literal["world", "paper"] = Field(
         "world", description="notebook 05: hyper-parameters of its methods, this world's or the papers'"
     )
-    gallery_models: list[str] = Field([], description="notebook 05: adaptations it trains; empty = all")
+    gallery_models: list[Annotated[str, _one_of("gallery/adaptations")]] = Field(
+        [], description="notebook 05: adaptations it trains, by the names of their files; empty = all"
+    )
     gallery_seeds: Positive = Field(2, description="notebook 05: how many of the seeds its methods get")
     gallery_steps: float = Field(
         1, gt=0, le=1, description="notebook 05: share of each small training's steps that is taken"

@@ -163,6 +163,14 @@ def test_the_code_of_a_method_is_its_file_and_what_it_uses() -> None:
     assert "online.py" in used("adaptive", "AdaNeg") and "tuning.py" not in used("adaptive", "AdaNeg")
 
 
+def test_the_profile_names_what_is_trained_by_file(shown: board.Gallery) -> None:
+    few = replace(shown, profile=load_profile("glyphs-tiny", {"gallery_models": ["kr_nft", "cma"]}))
+    assert few.plan().model.tolist() == ["zero-shot", "KR-NFT", "CMA", "CMA + KR-NFT"]
+    assert set(shown.plan().adaptation) - {""} == {*every("adaptations")}
+    with pytest.raises(UserError, match="gallery_models.*did you mean kr_nft"):
+        load_profile("glyphs-tiny", {"gallery_models": ["krnft"]})
+
+
 def test_an_unknown_name_suggests_the_nearest(shown: board.Gallery) -> None:
     with pytest.raises(UserError, match="CoOp"):
         shown.plan(["CoOpp"])

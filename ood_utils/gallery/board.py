@@ -103,8 +103,9 @@ class Gallery:
 
         UserError for unknown names.
         """
-        asked = self.profile.gallery_models or every("adaptations") if adaptations is None else adaptations
-        names = list(asked)
+        files_of = {Path(file.__file__).stem: name for name, file in modules("adaptations").items()}
+        chosen = [files_of[stem] for stem in self.profile.gallery_models] or list(files_of.values())
+        names = chosen if adaptations is None else list(adaptations)
         wanted = [(name, ZERO_SHOT, name) for name in names if find("adaptations", name)]
         both = [(start, name) for start, name in COMBINED if {start, name} <= {*names}]
         wanted += [(f"{start} + {name}", start, name) for start, name in both]
