@@ -235,3 +235,15 @@ def test_the_worst_class_is_the_most_accepted_of_large_clusters_and_whole_sets()
         shares = [(book.ood["a"][0][book.ood_clusters["a"] == k] >= threshold).mean() for k in range(10)]
         expected.append(max([*shares, (book.ood["b"][0] >= threshold).mean()]))
     assert table.worst_class(book)["x", "s"] == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+def test_scores_of_patches_are_computed_part_by_part(
+    shown: board.Gallery, few: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, method = shown.zero_shot(), find("scores", "GL-MCM")
+    whole = model.read(method, "id_test")
+    monkeypatch.setattr(board, "PATCHED", 7)
+    np.testing.assert_allclose(model.read(method, "id_test"), whole, rtol=1e-4)
+    one = method(model.of("id_test", slice(3, 5), patched=True))
+    np.testing.assert_allclose(one, whole[3:5], rtol=1e-4)
+    assert len(whole) == len(model.embedded["id_test"])

@@ -32,6 +32,7 @@ from ..data import Study
 from ..embeddings import EmbeddedSet, StudyEmbeddings
 from ..errors import UserError
 from ..leaderboard import ScoreBook
+from ..methods import Method
 from ..negatives import NegativeList
 from . import Adaptation, Evidence, Kind, State, Task, every, find, modules
 from .stream import CONDITIONS, Streamed, simulate
@@ -43,7 +44,7 @@ PLAN = ["model", "start", "adaptation", "seed"]
 STREAMED = (ZERO_SHOT, "CMA")  # models that adaptive scores start from
 PLAIN = CONDITIONS[0]  # balanced and shuffled
 BESIDE = ("NegLabel",)  # static scores shown on the same streams
-PATCHED = 20_000  # images of a set whose patches are held in memory
+PATCHED = 1000  # images whose patches are held in memory at a time: 400 MB of a ViT-B/16
 TIMED = 512  # images on which a score is timed
 
 
@@ -58,15 +59,21 @@ class Model:
     seed: int
     known: Evidence
     embedded: StudyEmbeddings
-    patches: Callable[[str], np.ndarray]
+    patches: Callable[[str, slice], np.ndarray]
     facts: dict[str, Any]
     key: str
     folder: Path
 
-    def of(self, name: str, first: int | None = None, patched: bool = False) -> Evidence:
-        """Evidence with the images of one set, or with its first ones."""
-        rows = self.embedded[name].rows[:first]
-        return self.known.of(rows, self.patches(name)[:first] if patched else None)
+    def of(self, name: str, part: slice = slice(None), patched: bool = False) -> Evidence:
+        """Evidence with the images of one set, or with some of them."""
+        return self.known.of(self.embedded[name].rows[part], self.patches(name, part) if patched else None)
+
+    def read(self, method: Method, name: str) -> np.ndarray:
+        """A method's scores (n,) of one set; with patches ``PATCHED`` images at a time."""
+        if "patches" not in method.needs:
+            return method(self.of(name))
+        starts = range(0, len(self.embedded[name]), PATCHED)
+        return np.concatenate([method(self.of(name, slice(k, k + PATCHED), True)) for k in starts])
 
 
 class Stream(NamedTuple):
@@ -245,22 +252,20 @@ class Gallery:
 
         return encode
 
-    def _patches(self, network: models.Network, sets: dict[str, EmbeddedSet]) -> Callable[[str], np.ndarray]:
-        """Patches of a set by its name, computed once a model, and kept in memory alone."""
-        found: dict[str, np.ndarray] = {}
+    def _patches(
+        self, network: models.Network, sets: dict[str, EmbeddedSet]
+    ) -> Callable[[str, slice], np.ndarray]:
+        """Patches of some images of a set, computed anew at each call: those of all would fill the memory."""
 
-        def of(name: str) -> np.ndarray:
-            if (count := len(sets[name])) > PATCHED:
-                raise UserError(f"patches of {count:,} images ({name}) are too many to hold; leave it out")
-            if name not in found:
-                from . import patches
+        def of(name: str, part: slice) -> np.ndarray:
+            from . import patches
 
-                profile, chosen = self.profile, sets[name].index.tolist()
-                options = {"device": profile.device, "precision": profile.precision}
-                options |= {"batch": profile.embed_batch, "workers": profile.loaders(), "progress": False}
-                images = Subset(self.study.sets[name].dataset, chosen)
-                found[name] = patches.encode(network.parts[0], images, **options)
-            return found[name]
+            profile, images = self.profile, self.study.sets[name].dataset
+            options = {"device": profile.device, "precision": profile.precision, "progress": False}
+            options |= {"batch": profile.embed_batch, "workers": profile.loaders()}
+            return patches.encode(
+                network.parts[0], Subset(images, sets[name].index[part].tolist()), **options
+            )
 
         return of
 
@@ -303,13 +308,13 @@ class Gallery:
         found, facts = _kept(path, key)
         if found is None and (model.name, model.seed, name) not in self.failed:
             with self._standing(model.name, model.seed, name):
-                timed = model.of("id_val", TIMED, patched)
-                method(timed)  # fits what it fits once
-                again = model.of("id_val", TIMED, patched)
+                first = slice(TIMED)
+                method(model.of("id_val", first, patched))  # fits what it fits once
+                again = model.of("id_val", first, patched)
                 began = time.perf_counter()
                 method(again)
                 facts = {"microseconds": 1e6 * (time.perf_counter() - began) / len(again.images)}
-                made = {x: method(model.of(x, None, patched)) for x in model.embedded.sets}
+                made = {x: model.read(method, x) for x in model.embedded.sets}
                 if lost := [x for x, values in made.items() if not np.isfinite(values).all()]:
                     raise UserError(f"{name} gave scores of {lost[0]} that are not finite")
                 _keep(path, key, made, facts)
