@@ -82,8 +82,8 @@ def _index(folder: Path, record: dict[str, Any], questions: dict[str, str], key:
         numbers={name: _numbers(_results(folder, name)) for name in names},
         headline=folder / "figures" / "headline.png" in pictures,
         headlines=[_table(path, 60) for path in tables if path.stem == "headline"],
-        # a later notebook speaks of the reader's own images
-        answer=[text for name in reversed(names) for text in _results(folder, name).get("answer", [])],
+        # the last notebook speaks of the reader's own images
+        answer=[text for x in (*names[-1:], *names[:-1]) for text in _results(folder, x).get("answer", [])],
         own=record["parameters"].get("data") == "folder" and folder / "figures/own_mistakes.png" in pictures,
         answers=[_table(path, 60) for path in tables if path.stem == "answer"],
         gallery=[_table(path, 1000, "_low|_high") for path in tables if path.stem == "gallery"],
