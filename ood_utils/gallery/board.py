@@ -69,11 +69,23 @@ class Model:
         return self.known.of(self.embedded[name].rows[part], self.patches(name, part) if patched else None)
 
     def read(self, method: Method, name: str) -> np.ndarray:
-        """A method's scores (n,) of one set; with patches ``PATCHED`` images at a time."""
-        if "patches" not in method.needs:
-            return method(self.of(name))
-        starts = range(0, len(self.embedded[name]), PATCHED)
-        return np.concatenate([method(self.of(name, slice(k, k + PATCHED), True)) for k in starts])
+        """A method's scores (n,) of one set; with patches ``PATCHED`` images at a time.
+
+        UserError where they are not one finite number for each image.
+        """
+        count = len(self.embedded[name])
+        if "patches" in method.needs:
+            starts = range(0, count, PATCHED)
+            parts = [method(self.of(name, slice(k, k + PATCHED), True)) for k in starts]
+            made = np.concatenate(parts)
+        else:
+            made = np.asarray(method(self.of(name)))
+        if made.shape != (count,) or made.dtype.kind not in "fiu":
+            given = f"{made.dtype} of shape {made.shape} for the {count} images of {name}"
+            raise UserError(f"{method.name} gave {given}; it has to give one number for each")
+        if not np.isfinite(made).all():
+            raise UserError(f"{method.name} gave scores of {name} that are not finite")
+        return made
 
 
 class Stream(NamedTuple):
@@ -315,8 +327,6 @@ class Gallery:
                 method(again)
                 facts = {"microseconds": 1e6 * (time.perf_counter() - began) / len(again.images)}
                 made = {x: model.read(method, x) for x in model.embedded.sets}
-                if lost := [x for x, values in made.items() if not np.isfinite(values).all()]:
-                    raise UserError(f"{name} gave scores of {lost[0]} that are not finite")
                 _keep(path, key, made, facts)
                 found = made
         return None if found is None else (found, facts["microseconds"])
@@ -329,9 +339,10 @@ class Gallery:
         """
         kind: Kind = "adaptive" if name in every("adaptive") else "scores"
         method, path = find(kind, name), model.folder / f"{slug(name)}_streams.safetensors"
-        key = files.hash_of([code_of(kind, name), model.key, self.profile.gallery_seeds])[:16]
         known, test = model.known, model.embedded.of_split()
-        seeds = range(self.profile.gallery_seeds) if model.name == ZERO_SHOT else [model.seed]
+        own = self.profile.seeds[: self.profile.gallery_seeds]
+        seeds = own if model.name == ZERO_SHOT else [model.seed]
+        key = files.hash_of([code_of(kind, name), model.key, seeds])[:16]
         asked = [(*how, of, seed) for how in CONDITIONS for of in test for seed in seeds]
         asked += [(*PLAIN, of, seed) for of in model.embedded.of_split("validation") for seed in seeds]
         names = ["|".join(map(str, one)) for one in asked]
