@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from ood_utils import comparisons, data, embeddings, metrics, registry
 from ood_utils.config import load_profile
 from ood_utils.errors import UserError
-from ood_utils.gallery import Adaptive, board, claims, every, find, modules, stream, table
+from ood_utils.gallery import PARTS, Adaptive, board, claims, every, find, modules, stream, table
 from ood_utils.leaderboard import ScoreBook
 from ood_utils.methods import Method
 from ood_utils.plots import board as draw
@@ -45,7 +45,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
         return replace(find("scores", name), score=score)
 
     of = {name: counted(name) for name in CHEAP}
-    last = Adaptive("last", 2026, "here", (), lambda known: lambda rows: known.of(rows).cosines.max(axis=1))
+    needs = ("class_text",)
+    last = Adaptive("last", 2026, "here", needs, lambda of: lambda rows: of.of(rows).cosines.max(axis=1))
     kinds = {"scores": of, "adaptive": {"last": last}, "adaptations": every("adaptations")}
     monkeypatch.setattr(board, "every", lambda kind: kinds[kind])
     monkeypatch.setattr(board, "find", lambda kind, name: kinds[kind].get(name) or find(kind, name))
@@ -155,6 +156,18 @@ def test_a_fault_is_the_reason_of_one_row_and_the_others_stand(
         assert shown.failed["zero-shot", 0, name].endswith("it has to give one number for each")
     assert "needs no_text" in shown.failed["zero-shot", 0, "CLIPN-ATD"]
     assert found.book().keys == [("zero-shot", 0, "NegLabel")]
+
+
+def test_a_score_gets_what_it_says_it_needs_and_no_more(shown: board.Gallery) -> None:
+    model, seen = shown.zero_shot(), []
+
+    def score(evidence):  # noqa: ANN001, ANN202
+        seen.append({part for part in PARTS if getattr(evidence, part) is not None})
+        return np.zeros(len(evidence.images))
+
+    for needs in ((), ("class_text", "train"), ("fixed_text", "patches")):
+        model.read(Method("asks", 2026, "here", needs, score), "id_test")
+    assert seen == [set(), {"class_text", "train"}, {"class_text", "patches"}]
 
 
 def test_the_code_of_a_method_is_its_file_and_what_it_uses() -> None:

@@ -35,6 +35,8 @@ Kind = Literal["scores", "adaptive", "adaptations"]
 State = dict[str, np.ndarray]  # what an adaptation learnt, as it is kept on disk
 Step = Callable[[np.ndarray], np.ndarray]  # unit rows (b, d) of the next batch -> (b,) scores
 Look = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]  # rows -> cosines (n, K), (n, M) or None
+TEXTS = {"class_text", "negative_text", "corpus_text", "no_text"}
+PARTS = TEXTS | {"patches", "train", "train_labels", "encode"}  # what a method has to ask for
 BLOCK = 2**19  # cosines held at a time, 4 MB in float64: with 64 MB a row costs twice the time
 
 
@@ -71,6 +73,11 @@ class Evidence(methods.Evidence):
             images = self.moved(images)
             patches = None if patches is None else self.moved(patches)
         return replace(self, images=images, patches=patches)
+
+    def only(self, needs: Sequence[str]) -> Self:
+        """The same without the ``PARTS`` that a method does not say it needs; what is fitted stays shared."""
+        kept = {*needs, *(["class_text"] if "fixed_text" in needs else [])}
+        return replace(self, **dict.fromkeys(PARTS - kept))
 
     def once(self, fit: Callable[[Self], Any]) -> Any:
         """``fit(self)``, computed once for all sets of this model: it must not look at ``images``."""

@@ -68,6 +68,10 @@ class Model:
         """Evidence with the images of one set, or with some of them."""
         return self.known.of(self.embedded[name].rows[part], self.patches(name, part) if patched else None)
 
+    def to(self, method: Method, name: str, part: slice = slice(None)) -> Evidence:
+        """The same, only what a method says it needs."""
+        return self.of(name, part, "patches" in method.needs).only(method.needs)
+
     def read(self, method: Method, name: str) -> np.ndarray:
         """A method's scores (n,) of one set; with patches ``PATCHED`` images at a time.
 
@@ -76,10 +80,9 @@ class Model:
         count = len(self.embedded[name])
         if "patches" in method.needs:
             starts = range(0, count, PATCHED)
-            parts = [method(self.of(name, slice(k, k + PATCHED), True)) for k in starts]
-            made = np.concatenate(parts)
+            made = np.concatenate([method(self.to(method, name, slice(k, k + PATCHED))) for k in starts])
         else:
-            made = np.asarray(method(self.of(name)))
+            made = np.asarray(method(self.to(method, name)))
         if made.shape != (count,) or made.dtype.kind not in "fiu":
             given = f"{made.dtype} of shape {made.shape} for the {count} images of {name}"
             raise UserError(f"{method.name} gave {given}; it has to give one number for each")
@@ -315,14 +318,13 @@ class Gallery:
     def score(self, model: Model, name: str) -> tuple[dict[str, np.ndarray], float] | None:
         """(set -> scores (n,), microseconds per image) of one row; None where it failed or lacks a need."""
         method, path = find("scores", name), model.folder / f"{slug(name)}.safetensors"
-        patched = "patches" in method.needs
         key = files.hash_of([code_of("scores", name), model.key])[:16]
         found, facts = _kept(path, key)
         if found is None and (model.name, model.seed, name) not in self.failed:
             with self._standing(model.name, model.seed, name):
                 first = slice(TIMED)
-                method(model.of("id_val", first, patched))  # fits what it fits once
-                again = model.of("id_val", first, patched)
+                method(model.to(method, "id_val", first))  # fits what it fits once
+                again = model.to(method, "id_val", first)
                 began = time.perf_counter()
                 method(again)
                 facts = {"microseconds": 1e6 * (time.perf_counter() - began) / len(again.images)}
@@ -339,7 +341,7 @@ class Gallery:
         """
         kind: Kind = "adaptive" if name in every("adaptive") else "scores"
         method, path = find(kind, name), model.folder / f"{slug(name)}_streams.safetensors"
-        known, test = model.known, model.embedded.of_split()
+        known, test = model.known.only(method.needs), model.embedded.of_split()
         own = self.profile.seeds[: self.profile.gallery_seeds]
         seeds = own if model.name == ZERO_SHOT else [model.seed]
         key = files.hash_of([code_of(kind, name), model.key, seeds])[:16]
