@@ -247,6 +247,8 @@ def test_streams_are_scored_as_simulate_does_and_tabled_as_the_metrics_do(
     assert row.auroc_low <= row.auroc <= row.auroc_high and row.streams == 1
     same = table.stream_difference(found, ("zero-shot", "last"), ("zero-shot", "last"), 20)
     assert same == (0, 0)
+    other = replace(shown, profile=shown.profile.model_copy(update={"seeds": [5]}))
+    assert {one.seed for one in other.run(other.plan([])).streams} == {5}
 
 
 # --- the table ---

@@ -46,7 +46,7 @@ PUBLISHED = (
     Claim("negative prompts help (NegPrompt)", ("NegPrompt", "NegPrompt"), ("CoOp", "MCM")),
     Claim("imagined unknown classes help (OGEN)", ("OGEN", "MCM"), ("CoOp", "MCM")),
     Claim("texts bent to the image help (KR-NFT)", ("KR-NFT", "NegLabel"), NEGLABEL),
-    Claim("flat energy helps (CRoFT)", ("CRoFT", "Energy"), (ZERO_SHOT, "Energy")),
+    Claim("maps tuned to a flat energy beat zero-shot (CRoFT)", ("CRoFT", "Energy"), (ZERO_SHOT, "Energy")),
     Claim("fine-tuning helps NegLabel (CMA's Table 2)", ("FLYP", "NegLabel"), NEGLABEL, "near"),
     Claim("mixed hard negatives help FLYP (m2-Mix)", ("m2-Mix", "NegLabel"), ("FLYP", "NegLabel")),
     Claim("alignment beats m2-Mix (CMA)", ("CMA", "NegLabel"), ("m2-Mix", "NegLabel")),
