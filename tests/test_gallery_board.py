@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from ood_utils import comparisons, data, embeddings, metrics
+from ood_utils import comparisons, data, embeddings, metrics, registry
 from ood_utils.config import load_profile
 from ood_utils.errors import UserError
-from ood_utils.gallery import Adaptive, board, claims, every, find, modules, stream, table
+from ood_utils.gallery import PARTS, Adaptive, board, claims, every, find, modules, stream, table
 from ood_utils.leaderboard import ScoreBook
 from ood_utils.methods import Method
+from ood_utils.plots import board as draw
 
 CHEAP = ("MCM", "NegLabel", "kNN")
 
@@ -42,7 +45,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
         return replace(find("scores", name), score=score)
 
     of = {name: counted(name) for name in CHEAP}
-    last = Adaptive("last", 2026, "here", (), lambda known: lambda rows: known.of(rows).cosines.max(axis=1))
+    needs = ("class_text",)
+    last = Adaptive("last", 2026, "here", needs, lambda of: lambda rows: of.of(rows).cosines.max(axis=1))
     kinds = {"scores": of, "adaptive": {"last": last}, "adaptations": every("adaptations")}
     monkeypatch.setattr(board, "every", lambda kind: kinds[kind])
     monkeypatch.setattr(board, "find", lambda kind, name: kinds[kind].get(name) or find(kind, name))
@@ -132,6 +136,12 @@ def test_a_fault_is_the_reason_of_one_row_and_the_others_stand(
         "MCM": replace(find("scores", "MCM"), score=broken),
         "kNN": replace(find("scores", "kNN"), score=nan),
     }
+    shapes = {
+        "MSP": lambda e: np.zeros(len(e.images) - 1),
+        "Energy": lambda e: np.zeros((len(e.images), 1)),
+        "MaxLogit": lambda e: np.zeros(len(e.images), complex),
+    }
+    bad |= {name: replace(find("scores", name), score=score) for name, score in shapes.items()}
     bad["CLIPN-ATD"] = find("scores", "CLIPN-ATD")
     kinds = {"scores": {"NegLabel": find("scores", "NegLabel"), **bad}, "adaptive": {}, "adaptations": {}}
     monkeypatch.setattr(board, "every", lambda kind: kinds[kind])
@@ -142,7 +152,22 @@ def test_a_fault_is_the_reason_of_one_row_and_the_others_stand(
     assert set(found.scores) == {("zero-shot", 0, "NegLabel")}
     assert shown.failed["zero-shot", 0, "MCM"] == "ZeroDivisionError: by hand"
     assert "not finite" in shown.failed["zero-shot", 0, "kNN"]
+    for name in shapes:
+        assert shown.failed["zero-shot", 0, name].endswith("it has to give one number for each")
     assert "needs no_text" in shown.failed["zero-shot", 0, "CLIPN-ATD"]
+    assert found.book().keys == [("zero-shot", 0, "NegLabel")]
+
+
+def test_a_score_gets_what_it_says_it_needs_and_no_more(shown: board.Gallery) -> None:
+    model, seen = shown.zero_shot(), []
+
+    def score(evidence):  # noqa: ANN001, ANN202
+        seen.append({part for part in PARTS if getattr(evidence, part) is not None})
+        return np.zeros(len(evidence.images))
+
+    for needs in ((), ("class_text", "train"), ("fixed_text", "patches")):
+        model.read(Method("asks", 2026, "here", needs, score), "id_test")
+    assert seen == [set(), {"class_text", "train"}, {"class_text", "patches"}]
 
 
 def test_the_code_of_a_method_is_its_file_and_what_it_uses() -> None:
@@ -171,6 +196,35 @@ def test_the_profile_names_what_is_trained_by_file(shown: board.Gallery) -> None
         load_profile("glyphs-tiny", {"gallery_models": ["krnft"]})
 
 
+def test_a_file_without_its_method_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, auto = registry.find, find("adaptive", "AUTO")
+
+    def found(fault: object) -> None:
+        monkeypatch.setattr(registry, "find", lambda of, name: fault() if name == "tanl" else known(of, name))
+
+    found(lambda: ModuleType("ood_utils.gallery.adaptive.tanl"))
+    with pytest.raises(UserError, match=r"gallery/adaptive/tanl\.py holds no method: AttributeError"):
+        modules("adaptive")
+    found(lambda: np.no_such_name)
+    with pytest.raises(UserError, match=r"gallery/adaptive/tanl\.py holds no method: .*no_such_name"):
+        modules("adaptive")
+    twin = ModuleType("ood_utils.gallery.adaptive.tanl")
+    twin.ADAPTIVE = auto
+    found(lambda: twin)
+    with pytest.raises(UserError, match=r"auto\.py.* both call their method 'AUTO'"):
+        modules("adaptive")
+
+
+def test_the_guide_s_example_is_a_method(shown: board.Gallery) -> None:
+    guide = (Path(board.__file__).parents[2] / "docs" / "GALLERY.md").read_text()
+    held = {"__package__": "ood_utils.gallery.scores"}
+    exec(guide.split("```python\n")[1].split("```")[0], held)  # noqa: S102
+    evidence = shown.zero_shot().of("id_test")
+    cosines = [evidence.images @ texts.T for texts in (evidence.class_text, evidence.negative_text)]
+    ahead = (cosines[0].max(axis=1) - cosines[1].max(axis=1)) / evidence.temperature
+    np.testing.assert_allclose(held["METHOD"](evidence), ahead, atol=1e-3)
+
+
 def test_an_unknown_name_suggests_the_nearest(shown: board.Gallery) -> None:
     with pytest.raises(UserError, match="CoOp"):
         shown.plan(["CoOpp"])
@@ -193,6 +247,8 @@ def test_streams_are_scored_as_simulate_does_and_tabled_as_the_metrics_do(
     assert row.auroc_low <= row.auroc <= row.auroc_high and row.streams == 1
     same = table.stream_difference(found, ("zero-shot", "last"), ("zero-shot", "last"), 20)
     assert same == (0, 0)
+    other = replace(shown, profile=shown.profile.model_copy(update={"seeds": [5]}))
+    assert {one.seed for one in other.run(other.plan([])).streams} == {5}
 
 
 # --- the table ---
@@ -216,6 +272,25 @@ def test_claims_hold_are_reversed_or_are_not_settled() -> None:
     found = claims.claims(book, asked)
     assert found.verdict.tolist() == ["holds", "the reverse", "not settled", "not measured"]
     assert found.difference[0] == -found.difference[1] > 0 and (found.low <= found.high)[:3].all()
+
+
+def test_a_combination_is_tested_against_the_rows_that_are_there() -> None:
+    rows = ("zero-shot", "NegLabel"), ("zero-shot", "NegLabel, GR-CLIP")
+    book = book_of({(model, 0, score): mean for (model, score), mean in zip(rows, (1.0, 2.5), strict=True)})
+    picked = pd.DataFrame(
+        [[*rows[1], "no", 0.9, 0.9]], columns=["model", "score", "test_time", "validation", "test"]
+    )
+    found = claims.tested(None, book, picked)
+    assert found.b.tolist() == ["zero-shot · NegLabel"] and found.verdict.tolist() == ["better"]
+
+
+def test_more_adaptive_scores_than_colours_can_be_drawn() -> None:
+    names = ["NegLabel", *(f"score {k}" for k in range(9))]
+    frame = pd.DataFrame([("m", name, how, 0.8, 0.7, 0.9) for name in names for how in ("a, 1:1", "b, 1:1")])
+    frame.columns = ["model", "score", "stream", "auroc", "auroc_low", "auroc_high"]
+    figure, shown = draw.streams(frame, "title")
+    drawn = {(box[0].get_color(), box[0].get_linestyle()) for box in figure.axes[0].containers}
+    assert len(drawn) == len(names) and shown.score.nunique() == len(names)
 
 
 def test_cliques_are_runs_of_rows_without_a_pair_apart() -> None:

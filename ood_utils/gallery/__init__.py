@@ -35,6 +35,8 @@ Kind = Literal["scores", "adaptive", "adaptations"]
 State = dict[str, np.ndarray]  # what an adaptation learnt, as it is kept on disk
 Step = Callable[[np.ndarray], np.ndarray]  # unit rows (b, d) of the next batch -> (b,) scores
 Look = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]  # rows -> cosines (n, K), (n, M) or None
+TEXTS = {"class_text", "negative_text", "corpus_text", "no_text"}
+PARTS = TEXTS | {"patches", "train", "train_labels", "encode"}  # what a method has to ask for
 BLOCK = 2**19  # cosines held at a time, 4 MB in float64: with 64 MB a row costs twice the time
 
 
@@ -71,6 +73,11 @@ class Evidence(methods.Evidence):
             images = self.moved(images)
             patches = None if patches is None else self.moved(patches)
         return replace(self, images=images, patches=patches)
+
+    def only(self, needs: Sequence[str]) -> Self:
+        """The same without the ``PARTS`` that a method does not say it needs; what is fitted stays shared."""
+        kept = {*needs, *(["class_text"] if "fixed_text" in needs else [])}
+        return replace(self, **dict.fromkeys(PARTS - kept))
 
     def once(self, fit: Callable[[Self], Any]) -> Any:
         """``fit(self)``, computed once for all sets of this model: it must not look at ``images``."""
@@ -195,11 +202,31 @@ class Adaptation:
 
 
 def modules(kind: Kind) -> dict[str, ModuleType]:
-    """Name -> the file of each method of a kind, by year and name; among the scores also the core's six."""
+    """Name -> the file of each method of a kind, by year and name; among the scores also the core's six.
+
+    UserError for a file that cannot be imported or does not hold its method, and for a name that two give.
+    """
     folders = [f"gallery/{kind}", *(["methods"] if kind == "scores" else [])]
-    files = [registry.find(folder, name) for folder in folders for name in registry.names(folder)]
-    found = sorted(files, key=lambda file: (_held(file, kind).year, _held(file, kind).name))
-    return {_held(file, kind).name: file for file in found}
+    files = [_imported(folder, name, kind) for folder in folders for name in registry.names(folder)]
+    found: dict[str, ModuleType] = {}
+    for file in sorted(files, key=lambda file: (_held(file, kind).year, _held(file, kind).name)):
+        other = found.setdefault(name := _held(file, kind).name, file)
+        if other is not file:
+            both = " and ".join(f"{one.__name__.rpartition('.')[2]}.py" for one in (other, file))
+            raise UserError(f"{both} both call their method {name!r}; rename one of gallery/{kind}")
+    return found
+
+
+def _imported(folder: str, name: str, kind: Kind) -> ModuleType:
+    try:
+        file = registry.find(folder, name)
+        _held(file, kind)
+    except Exception as fault:  # a file of anybody's
+        why = f"{type(fault).__name__}: {fault}"
+        raise UserError(
+            f"ood_utils/{folder}/{name}.py holds no method: {why}; repair or remove it"
+        ) from fault
+    return file
 
 
 def _held(file: ModuleType, kind: Kind) -> Any:

@@ -68,12 +68,27 @@ class Model:
         """Evidence with the images of one set, or with some of them."""
         return self.known.of(self.embedded[name].rows[part], self.patches(name, part) if patched else None)
 
+    def to(self, method: Method, name: str, part: slice = slice(None)) -> Evidence:
+        """The same, only what a method says it needs."""
+        return self.of(name, part, "patches" in method.needs).only(method.needs)
+
     def read(self, method: Method, name: str) -> np.ndarray:
-        """A method's scores (n,) of one set; with patches ``PATCHED`` images at a time."""
-        if "patches" not in method.needs:
-            return method(self.of(name))
-        starts = range(0, len(self.embedded[name]), PATCHED)
-        return np.concatenate([method(self.of(name, slice(k, k + PATCHED), True)) for k in starts])
+        """A method's scores (n,) of one set; with patches ``PATCHED`` images at a time.
+
+        UserError where they are not one finite number for each image.
+        """
+        count = len(self.embedded[name])
+        if "patches" in method.needs:
+            starts = range(0, count, PATCHED)
+            made = np.concatenate([method(self.to(method, name, slice(k, k + PATCHED))) for k in starts])
+        else:
+            made = np.asarray(method(self.to(method, name)))
+        if made.shape != (count,) or made.dtype.kind not in "fiu":
+            given = f"{made.dtype} of shape {made.shape} for the {count} images of {name}"
+            raise UserError(f"{method.name} gave {given}; it has to give one number for each")
+        if not np.isfinite(made).all():
+            raise UserError(f"{method.name} gave scores of {name} that are not finite")
+        return made
 
 
 class Stream(NamedTuple):
@@ -303,20 +318,17 @@ class Gallery:
     def score(self, model: Model, name: str) -> tuple[dict[str, np.ndarray], float] | None:
         """(set -> scores (n,), microseconds per image) of one row; None where it failed or lacks a need."""
         method, path = find("scores", name), model.folder / f"{slug(name)}.safetensors"
-        patched = "patches" in method.needs
         key = files.hash_of([code_of("scores", name), model.key])[:16]
         found, facts = _kept(path, key)
         if found is None and (model.name, model.seed, name) not in self.failed:
             with self._standing(model.name, model.seed, name):
                 first = slice(TIMED)
-                method(model.of("id_val", first, patched))  # fits what it fits once
-                again = model.of("id_val", first, patched)
+                method(model.to(method, "id_val", first))  # fits what it fits once
+                again = model.to(method, "id_val", first)
                 began = time.perf_counter()
                 method(again)
                 facts = {"microseconds": 1e6 * (time.perf_counter() - began) / len(again.images)}
                 made = {x: model.read(method, x) for x in model.embedded.sets}
-                if lost := [x for x, values in made.items() if not np.isfinite(values).all()]:
-                    raise UserError(f"{name} gave scores of {lost[0]} that are not finite")
                 _keep(path, key, made, facts)
                 found = made
         return None if found is None else (found, facts["microseconds"])
@@ -329,9 +341,10 @@ class Gallery:
         """
         kind: Kind = "adaptive" if name in every("adaptive") else "scores"
         method, path = find(kind, name), model.folder / f"{slug(name)}_streams.safetensors"
-        key = files.hash_of([code_of(kind, name), model.key, self.profile.gallery_seeds])[:16]
-        known, test = model.known, model.embedded.of_split()
-        seeds = range(self.profile.gallery_seeds) if model.name == ZERO_SHOT else [model.seed]
+        known, test = model.known.only(method.needs), model.embedded.of_split()
+        own = self.profile.seeds[: self.profile.gallery_seeds]
+        seeds = own if model.name == ZERO_SHOT else [model.seed]
+        key = files.hash_of([code_of(kind, name), model.key, seeds])[:16]
         asked = [(*how, of, seed) for how in CONDITIONS for of in test for seed in seeds]
         asked += [(*PLAIN, of, seed) for of in model.embedded.of_split("validation") for seed in seeds]
         names = ["|".join(map(str, one)) for one in asked]

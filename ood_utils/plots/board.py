@@ -1,6 +1,7 @@
 """The method gallery's figures: what a score does on the sphere, and who can be told apart (notebook 05)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -110,15 +111,15 @@ def streams(frame: pd.DataFrame, title: str) -> Drawn:
     models, kinds = frame.model.unique(), list(frame.stream.unique())
     figure, axes = style.panels(models, title, columns=2, height=4.0, sharey=True)
     others = [name for name in frame.score.unique() if name != "NegLabel"]
-    colours = dict(zip(others, style.SPREAD, strict=False)) | {"NegLabel": "black"}
+    colours = dict(zip(others, cycle(style.SPREAD), strict=False)) | {"NegLabel": "black"}
+    dashed = others[len(style.SPREAD) :]  # more scores than colours
     for ax, (_, panel) in zip(axes, frame.groupby("model", sort=False), strict=True):
         for k, (name, rows) in enumerate(panel.groupby("score", sort=False)):
             rows = rows.set_index("stream").reindex(kinds)
             x = np.arange(len(kinds)) + 0.06 * (k - len(colours) / 2)
             reach = [rows.auroc - rows.auroc_low, rows.auroc_high - rows.auroc]
-            ax.errorbar(
-                x, rows.auroc, reach, fmt="o-", color=colours[name], markersize=4, linewidth=1, label=name
-            )
+            look = {"color": colours[name], "markersize": 4, "linewidth": 1, "label": name}
+            ax.errorbar(x, rows.auroc, reach, fmt="s--" if name in dashed else "o-", **look)
         ax.set_xticks(range(len(kinds)), [kind.replace(", ", "\n") for kind in kinds], fontsize=8)
     axes[0].set_ylabel("AUROC, mean over OoD sets")
     style.legend(figure)
