@@ -193,7 +193,7 @@ def test_ctrl_c_ends_the_children_and_the_next_call_resumes(lane: dict[str, obje
         below.extend(at_work(folder) for folder in places)
         os.kill(os.getpid(), signal.SIGINT)
 
-    profile = config.make_profile(lane | {"steps": 60, "parallel": 2}, "test")
+    profile = config.make_profile(lane | {"steps": 240, "parallel": 2}, "test")
     places, below = [tmp_path / f"checkpoints/lam{lam}_seed0" for lam in ("0", "0.1")], []
     killer = threading.Thread(target=interrupt)
     killer.start()
