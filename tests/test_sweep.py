@@ -193,12 +193,16 @@ def test_ctrl_c_ends_the_children_and_the_next_call_resumes(lane: dict[str, obje
         below.extend(at_work(folder) for folder in places)
         os.kill(os.getpid(), signal.SIGINT)
 
-    profile = config.make_profile(lane | {"steps": 240, "parallel": 2}, "test")
+    profile = config.make_profile(lane | {"steps": 60, "parallel": 2}, "test")
     places, below = [tmp_path / f"checkpoints/lam{lam}_seed0" for lam in ("0", "0.1")], []
     killer = threading.Thread(target=interrupt)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     killer.start()
-    with pytest.raises(KeyboardInterrupt):
-        carry_out(profile, tmp_path, (0, 0.1), save_every=5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(profile, tmp_path, (0, 0.1), save_every=5)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     killer.join()
     assert len(set(below)) == 2 and not any(psutil.pid_exists(pid) for pid in below)
     states = [torch.load(place / "state.pt", weights_only=True)["step"] for place in places]
