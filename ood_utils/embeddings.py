@@ -6,9 +6,7 @@ foreign file is rebuilt, and a pass that was killed goes on after its last whole
 without a network.
 """
 
-import contextlib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -21,8 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip import OPENAI_IMAGENET_TEMPLATES
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
@@ -31,7 +27,7 @@ from .config import Profile
 from .data import ImageSet, Study
 from .data.corpus import finished_list
 from .errors import UnreadableImage, UserError, nearest, quoted
-from .files import atomic_write, hash_of
+from .files import hash_of
 from .negatives import NegativeList
 
 SHARD = 16_384  # images of one cache file: what an interrupted pass can lose
@@ -342,18 +338,12 @@ class _Cache:
     def _kept(self, name: str, key: str, make: Callable[[], tuple[np.ndarray, list]]) -> tuple[Any, dict]:
         """(rows, facts) of a cache file; made anew where it is missing, truncated, damaged or foreign."""
         path = self.folder / f"{name}.safetensors"
-        with (
-            contextlib.suppress(OSError, SafetensorError, KeyError, ValueError),
-            safe_open(path, "np") as file,
-        ):
-            facts, rows = json.loads((file.metadata() or {})["facts"]), file.get_tensor("embeddings")
-            if facts["key"] == key and facts["sha256"] == hashlib.sha256(rows).hexdigest():
-                return rows, facts
+        arrays, facts = files.read_arrays(path, key)
+        if arrays is not None:
+            return arrays["embeddings"], facts
         rows, lost = make()
-        facts = {"key": key, "sha256": hashlib.sha256(rows).hexdigest(), "unreadable": lost}
-        facts["scale"] = float(self.network.parts[0].logit_scale.detach().exp())
-        # one entry of metadata: safetensors shuffles several
-        atomic_write(path, save({"embeddings": rows}, {"facts": json.dumps(facts)}))
+        facts = {"unreadable": lost, "scale": float(self.network.parts[0].logit_scale.detach().exp())}
+        files.write_arrays(path, key, {"embeddings": rows}, facts)
         return rows, facts
 
     def images(self, chosen: ImageSet, bar: Any) -> EmbeddedSet:

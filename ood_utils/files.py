@@ -1,4 +1,6 @@
-"""Whole files or none, hashes, plain JSON, and the one progress bar."""
+"""Whole files or none, hashes, plain JSON, arrays kept by a key, and the one progress bar."""
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -6,12 +8,15 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextmanager
@@ -111,6 +116,39 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read ({error}); delete it or use --force or another --run name"
         ) from None
+
+
+def write_arrays(path: Path, key: str, arrays: Mapping[str, np.ndarray], facts: dict[str, Any]) -> None:
+    """Keep arrays of any shape and JSON facts as one safetensors file, for ``read_arrays`` with that key."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    whole = {name: np.asarray(values, order="C") for name, values in arrays.items()}
+    facts = {"key": key, "sha256": _bytes_hash(whole), **facts}
+    # one entry of metadata: safetensors shuffles several
+    atomic_write(path, save(whole, {"facts": json.dumps(facts)}))
+
+
+def read_arrays(path: Path, key: str) -> tuple[dict[str, np.ndarray] | None, dict[str, Any]]:
+    """(arrays, facts) of a file kept with that key; (None, {}) where it is missing, damaged or another's."""
+    from safetensors import SafetensorError, safe_open
+
+    with suppress(OSError, SafetensorError, KeyError, ValueError), safe_open(path, "np") as file:
+        facts = json.loads((file.metadata() or {})["facts"])
+        if facts["key"] == key:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if facts["sha256"] == _bytes_hash(arrays):
+                return arrays, facts
+    return None, {}
+
+
+def _bytes_hash(arrays: Mapping[str, np.ndarray]) -> str:
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]))
+    return digest.hexdigest()
 
 
 def progress(

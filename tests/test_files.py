@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+import numpy as np
 import pytest
 
 from ood_utils import files
@@ -40,3 +41,22 @@ def test_progress_is_plain_text_off_a_terminal(capsys):
     said = capsys.readouterr()
     assert "encode" in said.out and "3/3" in said.out and not said.err
     bar.close()
+
+
+def test_arrays_are_kept_by_a_key_and_damage_is_noticed(tmp_path):
+    path, arrays = tmp_path / "a.safetensors", {"one": np.array(3.5), "two": np.arange(6.0).reshape(2, 3).T}
+    files.write_arrays(path, "key", arrays, {"seconds": 1.5})
+    found, facts = files.read_arrays(path, "key")
+    assert facts["seconds"] == 1.5 and {name: of.shape for name, of in found.items()} == {
+        "one": (),
+        "two": (3, 2),
+    }
+    assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    nothing = None, {}
+    assert files.read_arrays(path, "another") == files.read_arrays(tmp_path / "none", "key") == nothing
+    raw = bytearray(path.read_bytes())
+    for place in (-3, 3):  # in the numbers, in the header
+        path.write_bytes(bytes(raw[:place]) + bytes([raw[place] ^ 1]) + bytes(raw[place:])[1:])
+        assert files.read_arrays(path, "key") == nothing
+    path.write_bytes(raw[:50])
+    assert files.read_arrays(path, "key") == nothing

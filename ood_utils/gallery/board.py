@@ -8,7 +8,6 @@ start, images), so that a new method runs alone, and one that fails leaves the o
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import sys
 import time
@@ -22,8 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch.utils.data import Subset
 
 from .. import data, embeddings, files, geometry, methods, metrics, models, sweep
@@ -34,7 +31,7 @@ from ..errors import UserError
 from ..leaderboard import ScoreBook
 from ..methods import Method
 from ..negatives import NegativeList
-from . import Adaptation, Evidence, Kind, State, Task, every, find, modules
+from . import Adaptation, Evidence, Kind, Task, every, find, modules
 from .stream import CONDITIONS, Streamed, simulate
 
 ZERO_SHOT = "zero-shot"
@@ -291,7 +288,7 @@ class Gallery:
         hyper, path = self._hyper(chosen), model.folder / "state.safetensors"
         made_of = [code_of("adaptations", chosen.name), hyper, model.seed, model.key, self.profile.prompt]
         key, written = files.hash_of(made_of)[:16], model.folder / "model.safetensors"
-        state, facts = _kept(path, key)
+        state, facts = files.read_arrays(path, key)
         if state is None or facts["weights"] != _hash_if_there(written):
             written.unlink(missing_ok=True)
             own = self._network(weights)
@@ -299,7 +296,7 @@ class Gallery:
             began = time.perf_counter()
             state = chosen.fit(task)
             facts = {"seconds": time.perf_counter() - began, "weights": _hash_if_there(written)}
-            _keep(path, key, state, facts)
+            files.write_arrays(path, key, state, facts)
         if facts["weights"]:
             model = self._read(model.name, model.seed, str(written.relative_to(self.folder)), model.facts)
         trained = {"data": chosen.data, "parameters": int(state.get("parameters", 0))}
@@ -319,7 +316,7 @@ class Gallery:
         """(set -> scores (n,), microseconds per image) of one row; None where it failed or lacks a need."""
         method, path = find("scores", name), model.folder / f"{slug(name)}.safetensors"
         key = files.hash_of([code_of("scores", name), model.key])[:16]
-        found, facts = _kept(path, key)
+        found, facts = files.read_arrays(path, key)
         if found is None and (model.name, model.seed, name) not in self.failed:
             with self._standing(model.name, model.seed, name):
                 first = slice(TIMED)
@@ -329,7 +326,7 @@ class Gallery:
                 method(again)
                 facts = {"microseconds": 1e6 * (time.perf_counter() - began) / len(again.images)}
                 made = {x: model.read(method, x) for x in model.embedded.sets}
-                _keep(path, key, made, facts)
+                files.write_arrays(path, key, made, facts)
                 found = made
         return None if found is None else (found, facts["microseconds"])
 
@@ -348,7 +345,7 @@ class Gallery:
         asked = [(*how, of, seed) for how in CONDITIONS for of in test for seed in seeds]
         asked += [(*PLAIN, of, seed) for of in model.embedded.of_split("validation") for seed in seeds]
         names = ["|".join(map(str, one)) for one in asked]
-        found, _ = _kept(path, key)
+        found, _ = files.read_arrays(path, key)
         if found is None and (model.name, model.seed, name) not in self.failed:
             with self._standing(model.name, model.seed, name):
                 made = {}
@@ -357,7 +354,7 @@ class Gallery:
                     inside = model.embedded["id_test" if of in test else "id_val"].rows
                     one = simulate(method, known, inside, model.embedded[of].rows, **how)
                     made |= {f"{label}|{part}": values for part, values in one._asdict().items()}
-                _keep(path, key, made, {})
+                files.write_arrays(path, key, made, {})
                 found = made
         if found is None:
             return []
@@ -454,17 +451,3 @@ def _hash_if_there(path: Path) -> str:
 
 def _digest(rows: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows)).hexdigest()[:16]
-
-
-def _kept(path: Path, key: str) -> tuple[State | None, dict[str, Any]]:
-    """(arrays, facts) of a file of that key; (None, {}) where it is missing, damaged or another's."""
-    with suppress(OSError, SafetensorError, KeyError, ValueError), safe_open(path, "np") as file:
-        facts = json.loads(file.metadata()["facts"])
-        if facts.pop("key") == key:
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
-    return None, {}
-
-
-def _keep(path: Path, key: str, arrays: State, facts: dict[str, Any]) -> None:
-    whole = {name: np.array(values, order="C") for name, values in arrays.items()}
-    files.atomic_write(path, save(whole, {"facts": json.dumps(facts | {"key": key})}))
