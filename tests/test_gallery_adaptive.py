@@ -408,7 +408,7 @@ def test_tanls_queues_are_first_in_first_out_and_choose_the_words() -> None:
 
 def test_words_that_name_a_class_are_no_negatives() -> None:
     named = replace(KNOWN, class_names=["word55", *KNOWN.class_names[1:]], synonyms=[["word56"]], memo={})
-    assert len(named.once(coevo._bank)) == len(named.once(tanl._usable).nonzero()[0]) == C - 2
+    assert len(named.once(coevo._bank)) == len(named.usable.nonzero()[0]) == C - 2
     assert len(KNOWN.once(coevo._bank)) == C
 
 

@@ -85,6 +85,20 @@ class Evidence(methods.Evidence):
             self.memo[fit] = fit(self)
         return self.memo[fit]
 
+    @property
+    def usable(self) -> np.ndarray:
+        """(C,) bool: the corpus words that may be negatives, being no name or synonym of an ID class."""
+        return self.once(_usable)
+
+    def behind(
+        self, image: Callable[[np.ndarray], np.ndarray], text: Callable[[np.ndarray], np.ndarray]
+    ) -> Self:
+        """The same with images and training rows behind one map of unit rows, all texts behind another."""
+        names = ("class_text", "negative_text", "corpus_text")
+        texts = {name: text(rows) for name in names if (rows := getattr(self, name)) is not None}
+        encode = self.encode and (lambda asked: text(self.encode(asked)))
+        return self.change(moved=image, train=image(self.train), encode=encode, **texts)
+
     def change(self, **fields: Any) -> Self:
         """The same with other fields, and nothing fitted yet."""
         return replace(self, memo={}, **fields)
@@ -117,6 +131,11 @@ class Evidence(methods.Evidence):
             products = self.look(rows) if self.look else [rows.astype(np.float64) @ text for text in texts]
             ours, theirs = (part.astype(np.float64) / self.temperature for part in products)
             yield ours, theirs
+
+
+def _usable(evidence: Evidence) -> np.ndarray:
+    words = [word for word, _ in evidence.corpus]
+    return negatives.clean(words, evidence.class_names, evidence.synonyms)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ Source: arXiv 2405.16417; other_methods 3.4 (a summary: l1, l2, r and e are ours
 gradient, per image; z_c = unit(G z), G one step of length e from I up the batch's CE, not a learnt G.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -63,16 +65,11 @@ def fit(task: Task) -> State:
 def apply(evidence: Evidence, state: State) -> Evidence:
     """Evidence with images, training rows and all texts behind their matrices."""
 
-    def side(name: str, rows: np.ndarray | None) -> np.ndarray | None:
-        if rows is None:
-            return None
-        return moved(torch.from_numpy(state[name]), torch.from_numpy(rows), float(state["share"]))[0].numpy()
+    def side(name: str) -> Callable[[np.ndarray], np.ndarray]:
+        matrix, share = torch.from_numpy(state[name]), float(state["share"])
+        return lambda rows: moved(matrix, torch.from_numpy(rows), share)[0].numpy()
 
-    names = ("class_text", "negative_text", "corpus_text")
-    texts = {name: side("text", getattr(evidence, name)) for name in names}
-    encode = evidence.encode and (lambda asked: side("text", evidence.encode(asked)))
-    train = side("image", evidence.train)
-    return evidence.change(moved=lambda rows: side("image", rows), train=train, encode=encode, **texts)
+    return evidence.behind(side("image"), side("text"))
 
 
 ADAPTATION = Adaptation(

@@ -47,17 +47,14 @@ def fit(task: Task) -> State:
 def apply(evidence: Evidence, state: State) -> Evidence:
     """Evidence with images, training rows and all texts behind their maps."""
 
-    def side(name: str) -> Callable[[np.ndarray | None], np.ndarray | None]:
+    def side(name: str) -> Callable[[np.ndarray], np.ndarray]:
         own = [key for key in state if key.startswith(f"{name}.")]
         parts = {key.removeprefix(f"{name}."): torch.from_numpy(state[key]) for key in own}
         made = Map(evidence.class_text.shape[1], len(parts["1.bias"])).requires_grad_(False)
         made.load_state_dict(parts)
-        return lambda rows: None if rows is None else moved(made, torch.from_numpy(rows)).numpy()
+        return lambda rows: moved(made, torch.from_numpy(rows)).numpy()
 
-    image, text = side("image"), side("text")
-    texts = {name: text(getattr(evidence, name)) for name in ("class_text", "negative_text", "corpus_text")}
-    encode = evidence.encode and (lambda asked: text(evidence.encode(asked)))
-    return evidence.change(moved=image, train=image(evidence.train), encode=encode, **texts)
+    return evidence.behind(side("image"), side("text"))
 
 
 ADAPTATION = Adaptation(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...negatives import clean
 from .. import Adaptive, Evidence, Step
 from ..online import Memory, Sure, looker
 
@@ -22,8 +21,7 @@ from ..online import Memory, Sure, looker
 def _bank(known: Evidence) -> np.ndarray:
     """(B, d): the mined negatives, then the corpus words that are none of them and name no ID class."""
     mined = {row.tobytes() for row in known.negative_text}
-    usable = clean([word for word, _ in known.corpus], known.class_names, known.synonyms)
-    further = [row for row, good in zip(known.corpus_text, usable, strict=True) if good]
+    further = known.corpus_text[known.usable]
     return np.array([*known.negative_text, *(row for row in further if row.tobytes() not in mined)])
 
 

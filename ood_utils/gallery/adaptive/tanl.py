@@ -18,7 +18,6 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import softmax
 
-from ...negatives import clean
 from .. import Adaptive, Evidence, Step
 from ..online import Sure, looker
 
@@ -28,16 +27,12 @@ def activation_score(own: np.ndarray, words: np.ndarray) -> np.ndarray:
     return (own[:, None] / (own[:, None] + words.cumsum(axis=1))).mean(axis=1)
 
 
-def _usable(known: Evidence) -> np.ndarray:
-    return clean([word for word, _ in known.corpus], known.class_names, known.synonyms)
-
-
 def start(
     known: Evidence, words: int | None = None, length: int = 300, gap: float = 0.5, past: float = 0.95
 ) -> Step:
     """The step of queues that hold texts; ``past`` 1 chooses words by the queues alone."""
     words = words or len(known.negative_text)
-    see, sure, count = looker(known, known.corpus_text[known.once(_usable)]), Sure(gap), len(known.class_text)
+    see, sure, count = looker(known, known.corpus_text[known.usable]), Sure(gap), len(known.class_text)
 
     def activations(rows: np.ndarray) -> np.ndarray:
         return softmax(see(rows)[1], axis=1)

@@ -38,9 +38,7 @@ def conjugated(corpus: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def share(evidence: Evidence) -> float:
     """Which share of the words that may be negatives the given list holds, in (0, 1]."""
-    words = [word for word, _ in evidence.corpus]
-    usable = negatives.clean(words, evidence.class_names, evidence.synonyms).sum()
-    return min(1.0, len(evidence.negative_text) / max(usable, 1))
+    return min(1.0, len(evidence.negative_text) / max(evidence.usable.sum(), 1))
 
 
 def fit(evidence: Evidence) -> np.ndarray:

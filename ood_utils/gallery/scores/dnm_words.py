@@ -10,7 +10,6 @@ many words as the list that all methods get, all parts together.
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from ... import negatives
 from ...methods import Method
 from .. import Evidence
 from .dnm import dnm
@@ -27,8 +26,7 @@ def densest(words: np.ndarray, most: int, neighbours: int = NEIGHBOURS) -> np.nd
 
 def fit(evidence: Evidence) -> np.ndarray:
     """(M', d) texts of the list."""
-    named = [word for word, _ in evidence.corpus]
-    words = evidence.corpus_text[negatives.clean(named, evidence.class_names, evidence.synonyms)]
+    words = evidence.corpus_text[evidence.usable]
     return words[densest(words, len(evidence.negative_text))]
 
 

@@ -10,7 +10,6 @@ get, its groups.
 
 import numpy as np
 
-from ... import negatives
 from ...errors import UserError
 from ...methods import Method
 from .. import BLOCK, Evidence
@@ -33,8 +32,7 @@ def select(words: np.ndarray, texts: np.ndarray, images: np.ndarray, most: int) 
 
 def fit(evidence: Evidence) -> np.ndarray:
     """(M', d) texts of the words kept; UserError where none is."""
-    named = [word for word, _ in evidence.corpus]
-    words = evidence.corpus_text[negatives.clean(named, evidence.class_names, evidence.synonyms)]
+    words = evidence.corpus_text[evidence.usable]
     texts = evidence.class_text[np.unique(evidence.train_labels)]
     kept = select(words, texts, evidence.once(prototypes), len(evidence.negative_text))
     if not len(kept):
