@@ -105,13 +105,8 @@ def carry_out(
     fine-tuning raises (UserError), or RuntimeError naming what a child was training when it died.
     """
     recipes = planned_jobs(planned, profile)
-    train(
-        {folder / "checkpoints" / tag: of for tag, of in recipes.items()},
-        profile,
-        study,
-        save_every,
-        progress,
-    )
+    places = {folder / "checkpoints" / tag: recipe for tag, recipe in recipes.items()}
+    train(places, profile, study, save_every, progress)
     weights = {tag: f"checkpoints/{tag}/model.safetensors" for tag in recipes}
     return planned.assign(weights=[weights.get(tag, profile.pretrained) for tag in planned.tag])
 
@@ -124,7 +119,10 @@ def train(
     progress: bool = True,
 ) -> None:
     """Run what is not done yet of some fine-tunings, each in its folder, as ``carry_out`` says."""
-    jobs = [job for job, key in identified(recipes, profile, study, save_every) if not _finished(job, key)]
+    from . import training
+
+    known = identified(recipes, profile, study, save_every)
+    jobs = [job for job, key in known if not training.finished(job.folder, key)]
     run = _train if profile.processes == 1 and profile.parallel == 0 else _in_children
     if jobs:
         run(jobs, progress)
@@ -139,12 +137,6 @@ def identified(
     start = models.weights_hash(models.load(profile.model, profile.pretrained)[0])
     jobs = _jobs(recipes, profile, save_every, study)
     return [(j, training.identity(j.recipe, start, j.train, j.texts, j.words)) for j in jobs]
-
-
-def _finished(job: Job, key: str) -> bool:
-    from . import training
-
-    return training.finished(job.folder, key) is not None
 
 
 def _jobs(

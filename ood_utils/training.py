@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from . import files, models, objectives
 from .config import Recipe, TrainingValues
@@ -73,6 +73,20 @@ def batch_keys(images: int, batch: int, seed: int, step: int, world: int = 1) ->
     epoch, place = divmod(step, _batches_per_epoch(images, batch, world))
     picked = _order(seed, epoch, images)[place * batch : (place + 1) * batch]
     return epoch * images + picked[: len(picked) // world * world]
+
+
+def loader(
+    images: Dataset, batches: Iterable[np.ndarray], seed: int, workers: int, device: torch.device
+) -> DataLoader:
+    """Batches of images by their keys; the next image stands in for one that cannot be read."""
+    return DataLoader(
+        Tolerant(images, substitute=True),
+        batch_sampler=(batch.tolist() for batch in batches),
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 # --- the two towers ---
@@ -201,14 +215,8 @@ class FineTuning:
         images, recipe = len(self.train.dataset), self.recipe
         steps = range(self.step, self.steps)
         keys = (batch_keys(images, recipe.batch, recipe.seed, step, self.world) for step in steps)
-        return DataLoader(
-            Tolerant(self.train.dataset, substitute=True),
-            batch_sampler=(batch.reshape(self.world, -1)[self.rank].tolist() for batch in keys),
-            collate_fn=collate,
-            num_workers=workers,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator().manual_seed(recipe.seed),
-        )
+        own = (batch.reshape(self.world, -1)[self.rank] for batch in keys)
+        return loader(self.train.dataset, own, recipe.seed, workers, self.device)
 
     def advance(self, images: Tensor, labels: Tensor) -> None:
         """One optimiser step; the log row waits on the device."""

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from .. import models
-from ..embeddings import Tolerant, collate, laid_out, resolve_device
-from ..training import batch_keys
+from ..embeddings import laid_out, resolve_device
+from ..training import batch_keys, loader
 from . import Evidence, State, Task
 from .tuning import tune
 
@@ -57,15 +56,7 @@ def tune_tower(
     device, images = resolve_device(task.profile.device), task.study.train.dataset
     model.to(device)
     keys = (batch_keys(len(images), options["batch"], task.seed, step) for step in range(options["steps"]))
-    batches = iter(
-        DataLoader(
-            Tolerant(images, substitute=True),
-            batch_sampler=(batch.tolist() for batch in keys),
-            collate_fn=collate,
-            num_workers=task.profile.loaders(),
-            generator=torch.Generator().manual_seed(task.seed),
-        )
-    )
+    batches = iter(loader(images, keys, task.seed, task.profile.loaders(), torch.device(device)))
 
     def loss(_: np.ndarray) -> Tensor:
         pixels, labels, *_rest = next(batches)  # the same indices, as seen in this epoch

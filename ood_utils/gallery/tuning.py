@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..training import batch_keys, rate
+from ..training import SEED_STRIDE, batch_keys, rate
 
 
 def tune(
@@ -39,7 +39,7 @@ def tune(
         made = torch.optim.AdamW(trained, **options)
     with torch.random.fork_rng(devices=[]):
         for step in range(steps):
-            torch.manual_seed(seed * 1_000_003 + step)
+            torch.manual_seed(seed * SEED_STRIDE + step)
             found = loss(batch_keys(images, batch, seed, step) % images)
             values.append(found.item())
             if not math.isfinite(values[-1]):
