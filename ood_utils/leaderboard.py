@@ -274,10 +274,14 @@ def differences(
     questions = [family] if isinstance(family, Mapping) else family
     frame["family"] = np.any([_chosen(frame, one) for one in questions or [{}]], axis=0)
     frame.loc[frame["family"], "p_holm"] = metrics.holm(frame.loc[frame["family"], "p"])
-    settled = np.round(frame["p_holm"], 4) < ALPHA
     better = (frame["difference"] < 0) == frame["metric"].isin(LOWER_IS_BETTER)
-    cases = {"exploratory": ~frame["family"], "not settled": ~settled, "better": better}
+    cases = {"exploratory": ~frame["family"], "not settled": ~settled(frame["p_holm"]), "better": better}
     return frame.assign(verdict=np.select(list(cases.values()), list(cases), "worse"))
+
+
+def settled(p_holm: Any) -> Any:
+    """Which corrected p, an array or column, are small enough; to four digits: none turns on rounding."""
+    return np.round(p_holm, 4) < ALPHA
 
 
 def _compared(

@@ -388,10 +388,15 @@ def _needed(n: Any) -> Any:
     return -(-RECALL * n // 100)
 
 
+def threshold(positive: np.ndarray) -> np.ndarray:
+    """The ceil(0.95 n)-th largest of the scores (..., n) of positives: at or above it are accepted; (...)."""
+    k = positive.shape[-1] - _needed(positive.shape[-1])
+    return np.partition(positive, k)[..., k]
+
+
 def _fpr95(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Share of negatives at or above the ceil(0.95 n)-th largest positive score."""
-    k = len(positive) - _needed(len(positive))
-    return float(np.mean(negative >= np.partition(positive, k)[k]))
+    """Share of negatives at or above the positives' threshold."""
+    return float(np.mean(negative >= threshold(positive)))
 
 
 def point_metrics(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:

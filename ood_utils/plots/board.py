@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 
 from ..gallery import toy
+from ..metrics import threshold
 from . import style
 from .style import Drawn
 
@@ -27,21 +28,21 @@ def landscapes(scores: Mapping[str, Callable[[np.ndarray], np.ndarray]], world: 
     frames = []
     for ax, (name, score) in zip(axes, scores.items(), strict=True):
         own, outside = score(world.inside), score(world.outside)
-        threshold = np.sort(own)[len(own) // 20]
+        line = threshold(own)
         values = score(rows)
-        width = max(np.quantile(np.abs(own - threshold), 0.5), 1e-9)
+        width = max(np.quantile(np.abs(own - line), 0.5), 1e-9)
         picture = np.full(seen.shape, np.nan)
-        picture[seen] = np.round(6 * np.tanh((values - threshold) / width)) / 6  # few colours: small files
+        picture[seen] = np.round(6 * np.tanh((values - line) / width)) / 6  # few colours: small files
         ax.imshow(picture, origin="lower", extent=(-1, 1, -1, 1), cmap=ACCEPTED, vmin=-1, vmax=1)
-        picture[seen] = values - threshold
+        picture[seen] = values - line
         ax.contour(picture, levels=[0], extent=(-1, 1, -1, 1), colors="black", linewidths=1)
         texts = {"ID text": world.known.class_text, "negative text": world.known.negative_text}
         groups = {"ID image": world.inside, "OoD image": world.outside, **texts}
         style.scatter(ax, {group: points[:, [0, 2]] for group, points in groups.items()}, alpha=0.7)
-        ax.set_title(f"{name}\naccepts {np.mean(outside >= threshold):.0%} of OoD", fontsize=9)
+        ax.set_title(f"{name}\naccepts {np.mean(outside >= line):.0%} of OoD", fontsize=9)
         ax.set_axis_off()
         found = {"name": name, "x": rows[:, 0], "z": rows[:, 2], "score": values}
-        frames.append(pd.DataFrame(found).assign(accepted=values >= threshold))
+        frames.append(pd.DataFrame(found).assign(accepted=values >= line))
     style.legend(figure)
     return figure, pd.concat(frames, ignore_index=True)
 

@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from sklearn.metrics import roc_curve
 
-from ..metrics import ood_metrics
+from ..metrics import ood_metrics, threshold
 from . import style
 from .style import Drawn
 
@@ -25,12 +25,12 @@ def scores(
     found = ood_metrics(id_scores, ood_scores)
     both = np.concatenate([id_scores, ood_scores]).astype(np.float64)
     fpr, tpr, _ = roc_curve(np.repeat([1, 0], [found.n_id, found.n_ood]), both)
-    threshold = np.sort(id_scores)[found.n_id // 20]  # the ceil(0.95 n)-th largest, as in ``metrics``
-    x, y = found.fpr95_id, np.mean(np.asarray(id_scores) >= threshold)
+    line = threshold(np.asarray(id_scores))
+    x, y = found.fpr95_id, np.mean(np.asarray(id_scores) >= line)
     figure, (left, right) = style.panels(["", ""], title, columns=2, height=3.9)
     groups = {"ID": id_scores, "OoD": ood_scores}
     densities = style.histogram(left, groups, (style.ID, style.OOD), np.histogram_bin_edges(both, 50))
-    left.axvline(threshold, color="black", linewidth=1.3)
+    left.axvline(line, color="black", linewidth=1.3)
     left.set(title="line: the threshold that accepts 95 % of ID", xlabel=xlabel)
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
     right.plot([0, 1], [0, 1], color="0.8", linewidth=1)
