@@ -11,8 +11,8 @@ import pandas as pd
 
 from .. import leaderboard, metrics
 from ..leaderboard import ScoreBook
-from .board import PLAIN, ZERO_SHOT, Board
-from .table import Row, stream_difference
+from .board import ZERO_SHOT, Board
+from .table import Row, plain_streams, stream_difference
 
 
 class Claim(NamedTuple):
@@ -83,7 +83,7 @@ def claims(book: ScoreBook, asked: Iterable[Claim]) -> pd.DataFrame:
     said = [(one.claim, " · ".join(one.a), " · ".join(one.b), one.group) for one in listed]
     frame = pd.DataFrame(said, columns=["claim", "a", "b", "group"])
     frame[["difference", "low", "high", "p_holm"]] = numbers
-    settled, missing = frame.p_holm.round(4) < leaderboard.ALPHA, frame.p_holm.isna()
+    settled, missing = leaderboard.settled(frame.p_holm), frame.p_holm.isna()
     cases = {"not measured": missing, "not settled": ~settled, "holds": frame.difference > 0}
     return frame.assign(verdict=np.select(list(cases.values()), list(cases), "the reverse"))
 
@@ -97,8 +97,7 @@ def combined(board: Board, streams: pd.DataFrame, asked: Iterable[Row] = COMBINE
     columns = ["model", "score", "test_time", "validation", "test"]
     if not board.embedded.of_split("validation"):
         return pd.DataFrame(columns=columns)
-    plain = streams[(streams.order == PLAIN[0]) & (streams.ratio == PLAIN[1])]
-    seen = plain.set_index(["model", "score", "group"]).auroc
+    seen = plain_streams(streams).set_index(["model", "score", "group"]).auroc
     books = board.book("validation"), board.book()
     means = [
         pd.Series(book.points["average all"][:, 0], pd.MultiIndex.from_tuples(book.keys)) for book in books

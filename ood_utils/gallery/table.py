@@ -13,7 +13,7 @@ from .. import leaderboard, metrics
 from ..leaderboard import ScoreBook
 from ..metrics import Interval
 from . import find
-from .board import PLAIN, Board, Stream
+from .board import BESIDE, PLAIN, Board, Stream
 
 Row = tuple[str, str]  # (model, score)
 SHOWN = ("auroc", "fpr95_id", "fpr95_ood")
@@ -29,19 +29,36 @@ def table(board: Board, book: ScoreBook) -> pd.DataFrame:
     where a head stands for the texts), parameters trained, seconds to adapt, microseconds per image to score.
     """
     summary = leaderboard.summarise(book)
-    means, parts = summary[summary.average], []
-    for metric in SHOWN:
-        for end in ("", "_low", "_high"):
-            wide = means.pivot_table(metric + end, ["method", "score"], "group", sort=False)
-            parts.append(wide.add_prefix(f"{metric}{end} "))
+    means = _by_group(summary[summary.average], "method")
     named = board.facts.rename(columns={"model": "method"}).groupby(["method", "score"], sort=False)
     first = named[["accuracy", "accuracy_low", "accuracy_high"]].mean().assign(seeds=named.size())
     cost = named[["centroid_gap", "parameters", "seconds", "microseconds"]].mean()
     cost.insert(0, "data", named["data"].first())
-    frame = pd.concat([first, *parts, worst_class(book).rename("worst class"), cost], axis=1).reset_index()
+    frame = pd.concat([first, means, worst_class(book).rename("worst class"), cost], axis=1).reset_index()
     frame = frame.rename(columns={"method": "model"})
     frame.insert(2, "year", [find("scores", name).year for name in frame.score])
     return frame.sort_values("auroc all", ascending=False, kind="stable", ignore_index=True)
+
+
+def _by_group(means: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Rows of a ``model`` column, score and group -> a row per model and score; columns "auroc near" etc."""
+    parts = []
+    for name in [metric + end for metric in SHOWN for end in ("", "_low", "_high")]:
+        wide = means.pivot_table(name, [model, "score"], "group", sort=False)
+        parts.append(wide.add_prefix(f"{name} "))
+    return pd.concat(parts, axis=1)
+
+
+def adaptive(streams: pd.DataFrame) -> pd.DataFrame:
+    """The rows of adaptive scores as ``table`` has them, by the plain test streams; the best AUROC first."""
+    plain = plain_streams(streams)
+    wide = _by_group(plain[(plain.group != "validation") & ~plain.score.isin(BESIDE)], "model")
+    return wide.sort_values("auroc all", ascending=False, kind="stable").reset_index()
+
+
+def plain_streams(streams: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``streams`` whose stream is balanced and shuffled."""
+    return streams[(streams.order == PLAIN[0]) & (streams.ratio == PLAIN[1])]
 
 
 def worst_class(book: ScoreBook) -> pd.Series:
@@ -49,9 +66,7 @@ def worst_class(book: ScoreBook) -> pd.Series:
 
     A class is a cluster of at least ``LARGE`` images; a set without such counts as one class.
     """
-    needed = int(np.ceil(0.95 * book.id.shape[1]))
-    threshold = np.sort(book.id, axis=1)[:, -needed][:, None]
-    shares = []
+    threshold, shares = metrics.threshold(book.id)[:, None], []
     for name, scores in book.ood.items():
         accepted, own = scores >= threshold, book.ood_clusters.get(name)
         codes = metrics.cluster_codes(own, scores.shape[1], name)
@@ -140,7 +155,7 @@ def cliques(
     pairs = list(combinations(range(len(rows)), 2))
     asked: list[Any] = [(name, at[order[i]], at[order[j]]) for i, j in pairs]
     p = metrics.holm(np.array([one.p[k] for one in book.estimates(asked)])) if pairs else np.array([])
-    apart = {pair for pair, value in zip(pairs, np.round(p, 4), strict=True) if value < leaderboard.ALPHA}
+    apart = {pair for pair, value in zip(pairs, leaderboard.settled(p), strict=True) if value}
     frame = pd.DataFrame([rows[i] for i in order], columns=["model", "score"])
     frame[["value", "low", "high"]] = values[order]
     return frame, _runs(len(rows), apart)
