@@ -2,14 +2,18 @@
 
 What one machine rounds one way another rounds otherwise: torch, oneDNN, MKL, OpenBLAS and numpy pick their
 kernels by the CPU's instructions, and sums depend on the number of threads. Each setting acts an
-older CPU, as far as this one can. One line per setting; the exit status is 1 if a test failed in any.
+older CPU, as far as this one can. MKL also has kernels of its own for Intel; "on Intel" preloads the answer
+yes to its question for the maker (on an AMD machine this repeated to the digit what had failed on a Xeon).
+One line per setting; the exit status is 1 if a test failed in any.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +21,7 @@ import torch
 
 HERE = Path(__file__).parent
 ROOMS = "arrays scores negatives metrics geometry sphere objectives training embeddings".split()
+ROOMS += "leaderboard gallery_scores gallery_adaptive gallery_features gallery_prompts".split()
 NEWEST = "X86_V4 AVX512_ICL AVX512_SPR"  # what numpy calls the kernels that AVX2 lacks
 KINDS = {  # of CPU, oldest first: how each library is told, in its own words
     "default": {
@@ -30,6 +35,7 @@ KINDS = {  # of CPU, oldest first: how each library is told, in its own words
     "avx512": {},
 }  # fmt: skip
 THREADS = (1, 2, 4)
+ANSWER = "int mkl_serv_intel_cpu_true(void) { return 1; } int mkl_serv_intel_cpu(void) { return 1; }"
 
 
 def kinds() -> list[str]:
@@ -38,22 +44,42 @@ def kinds() -> list[str]:
     return list(KINDS)[: list(KINDS).index(best) + 1] if best in KINDS else ["default"]
 
 
-def run(kind: str, threads: int, arguments: list[str]) -> bool:
+def on_intel(folder: Path) -> dict[str, str]:
+    """What makes MKL take its kernels for Intel; nothing where there is no C compiler."""
+    compiler, answer = shutil.which("cc"), folder / "intel.so"
+    if sys.platform != "linux" or compiler is None:
+        print("on Intel: not tried, for want of Linux and a C compiler (cc)")
+        return {}
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(answer)]
+    subprocess.run(command, input=ANSWER, text=True, check=True)
+    return {"LD_PRELOAD": str(answer)}
+
+
+def run(kind: str, maker: dict[str, str], threads: int, arguments: list[str]) -> bool:
     """Run the tests in one setting and print its line; whether all passed."""
     counts = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
-    settings = {**os.environ, **KINDS[kind], **counts, "ATEN_CPU_CAPABILITY": kind}
+    settings = {**os.environ, **KINDS[kind], **maker, **counts, "ATEN_CPU_CAPABILITY": kind}
     files = [str(HERE / f"test_{room}.py") for room in ROOMS]
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", *files, *arguments]
+    side_by_side = ["-n", str((os.cpu_count() or 1) // threads), "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", *side_by_side, *files, *arguments]
     began = time.perf_counter()
     done = subprocess.run(command, env=settings, cwd=HERE.parent, capture_output=True, text=True)
     took, output = time.perf_counter() - began, done.stdout + done.stderr
     last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1]
-    print(f"{kind:8} {threads} threads  {took:4.0f} s  {last}", flush=True)
+    name = f"{kind} on Intel" if maker else kind
+    print(f"{name:16} {threads} threads  {took:4.0f} s  {last}", flush=True)
     if done.returncode:
         print(output)
     return done.returncode == 0
 
 
+def main(arguments: list[str]) -> int:
+    """Every kind with every number of threads, then the same on Intel; the exit status."""
+    with tempfile.TemporaryDirectory() as folder:
+        makers: list[dict[str, str]] = [{}, *filter(None, [on_intel(Path(folder))])]
+        each = ((kind, maker, threads) for maker in makers for kind in kinds() for threads in THREADS)
+        return 0 if all([run(*setting, arguments) for setting in each]) else 1
+
+
 if __name__ == "__main__":
-    passed = [run(kind, threads, sys.argv[1:]) for kind in kinds() for threads in THREADS]
-    sys.exit(0 if all(passed) else 1)
+    sys.exit(main(sys.argv[1:]))
