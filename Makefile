@@ -32,7 +32,7 @@ reproduce: $(STAMP) ## run the notebook series of PROFILE and write its report t
 
 test: $(STAMP) ## run the tests (ARGS='-m "not slow"' for daily work, ARGS='-k name' picks some)
 	@echo "test: running the tests in two processes, one thread each"
-	@$(ONE_THREAD) $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(ONE_THREAD) $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-portable: $(STAMP) ## run the numeric tests as older CPUs with 1, 2 and 4 threads would
 	@$(PY) tests/portable.py $(ARGS)

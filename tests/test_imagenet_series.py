@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "keep": 0.5, "keep_counts": {"adj": 6, "noun": 5}, "max_unreadable": 0.2, "points": 10,
         "bootstrap": 20,
         "projections": ["gap-latitude", "PCA"], "embed_batch": 16, "parallel": 0, "timeout_minutes": 10,
+        "gallery_steps": 0.002,
     }  # fmt: skip
     profile = config.load_profile("imagenet", changes)
     study, (model, _, tokenizer) = data.load(profile), models.load("GlyphCLIP", "builtin")
