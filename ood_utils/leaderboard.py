@@ -230,8 +230,9 @@ def summarise(book: ScoreBook) -> pd.DataFrame:
     frame = book.sets.merge(every.assign(seeds=[len(of) for of in rows]), how="cross")
     frame = frame[["method", "score", *book.sets, "seeds"]]
     frame = _with_intervals(frame, book.estimates((name, of, None) for name in book.points for of in rows))
-    single = [pd.DataFrame(book.points[name][[*of.values()]]) for name in book.points for of in rows]
-    frame[[f"{metric}_std" for metric in METRICS]] = [values.std() for values in single]
+    of_row = {row: k for k, of in enumerate(rows) for row in of.values()}
+    single = [pd.DataFrame(points).groupby(of_row).std() for points in book.points.values()]
+    frame[[f"{metric}_std" for metric in METRICS]] = np.vstack(single)
     return frame
 
 

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import open_clip
@@ -190,8 +190,12 @@ def load(
         tokenizer = residual.RowTokenizer(model)  # before its texts move to a device that may hold no data
         return model.to(device).eval(), residual.no_image, tokenizer
     model = build(name, pretrained, device)
-    tokenizer = GlyphTokenizer() if name == "GlyphCLIP" else open_clip.get_tokenizer(name)
-    return model, transforms(name, pretrained)[1], tokenizer
+    return model, transforms(name, pretrained)[1], _tokenizer(name)
+
+
+@lru_cache
+def _tokenizer(name: str) -> Callable[..., Tensor]:
+    return GlyphTokenizer() if name == "GlyphCLIP" else open_clip.get_tokenizer(name)
 
 
 def build(name: str, pretrained: str, device: str = "cpu") -> nn.Module:

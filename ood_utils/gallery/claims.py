@@ -88,19 +88,22 @@ def claims(book: ScoreBook, asked: Iterable[Claim]) -> pd.DataFrame:
     return frame.assign(verdict=np.select(list(cases.values()), list(cases), "the reverse"))
 
 
-def combined(board: Board, streams: pd.DataFrame, asked: Iterable[Row] = COMBINED) -> pd.DataFrame:
+def combined(
+    board: Board, book: ScoreBook, streams: pd.DataFrame, asked: Iterable[Row] = COMBINED
+) -> pd.DataFrame:
     """Combinations, the best mean validation AUROC first; empty without validation sets.
 
     Columns: model, score, test_time (learns from the stream: "yes", "no"), validation, test: AUROC, mean over
-    sets. ``streams``: as ``table.streams`` gives them; theirs are the plain ones.
+    sets. ``book``: the board's own of the test; ``streams``: as ``table.streams`` gives them; theirs are the
+    plain ones.
     """
     columns = ["model", "score", "test_time", "validation", "test"]
     if not board.embedded.of_split("validation"):
         return pd.DataFrame(columns=columns)
     seen = plain_streams(streams).set_index(["model", "score", "group"]).auroc
-    books = board.book("validation"), board.book()
     means = [
-        pd.Series(book.points["average all"][:, 0], pd.MultiIndex.from_tuples(book.keys)) for book in books
+        pd.Series(of.points["average all"][:, 0], pd.MultiIndex.from_tuples(of.keys))
+        for of in (board.book("validation"), book)
     ]
     static = [mean.groupby(level=[0, 2]).mean() for mean in means]
     rows = []
