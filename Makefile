@@ -30,11 +30,11 @@ reproduce: $(STAMP) ## run the notebook series of PROFILE and write its report t
 	@echo "reproduce: running the notebooks with profile $(PROFILE); what is done already is skipped"
 	@$(PY) -m ood_utils run --profile $(PROFILE) $(ARGS)
 
-test: $(STAMP) ## run the tests (ARGS='-m "not slow"' for daily work, ARGS='-k name' picks some)
+test: $(STAMP) ## run the tests (ARGS='-m "not slow"' for daily work, '-k name' picks some, '-n 4' on four cores)
 	@echo "test: running the tests in two processes, one thread each"
 	@$(ONE_THREAD) $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-portable: $(STAMP) ## run the numeric tests as older CPUs with 1, 2 and 4 threads would
+test-portable: $(STAMP) ## run the numeric tests as older CPUs and Intel's with 1, 2 and 4 threads would (half an hour)
 	@$(PY) tests/portable.py $(ARGS)
 
 soak: $(STAMP) ## kill a run at random moments, fill its disk, and see that it goes on to the same tables (half an hour)
