@@ -45,10 +45,12 @@ def kinds() -> list[str]:
 
 
 def on_intel(folder: Path) -> dict[str, str]:
-    """What makes MKL take its kernels for Intel; nothing where there is no C compiler."""
+    """What makes MKL take its kernels for Intel; nothing on an Intel, or without Linux and a C compiler."""
     compiler, answer = shutil.which("cc"), folder / "intel.so"
     if sys.platform != "linux" or compiler is None:
         print("on Intel: not tried, for want of Linux and a C compiler (cc)")
+        return {}
+    if "GenuineIntel" in Path("/proc/cpuinfo").read_text():
         return {}
     command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(answer)]
     subprocess.run(command, input=ANSWER, text=True, check=True)
