@@ -143,11 +143,9 @@ def read_arrays(path: Path, key: str) -> tuple[dict[str, np.ndarray] | None, dic
 
 
 def _bytes_hash(arrays: Mapping[str, np.ndarray]) -> str:
-    import numpy as np
-
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name]))
+        digest.update(arrays[name])
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ import re
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -106,22 +106,15 @@ def carry_out(
     """
     recipes = planned_jobs(planned, profile)
     places = {folder / "checkpoints" / tag: recipe for tag, recipe in recipes.items()}
-    train(places, profile, study, save_every, progress)
+    train(identified(places, profile, study, save_every), profile, progress)
     weights = {tag: f"checkpoints/{tag}/model.safetensors" for tag in recipes}
     return planned.assign(weights=[weights.get(tag, profile.pretrained) for tag in planned.tag])
 
 
-def train(
-    recipes: Mapping[Path, Recipe],
-    profile: Profile,
-    study: Study | None = None,
-    save_every: int = 50,
-    progress: bool = True,
-) -> None:
-    """Run what is not done yet of some fine-tunings, each in its folder, as ``carry_out`` says."""
+def train(known: Iterable[tuple[Job, str]], profile: Profile, progress: bool = True) -> None:
+    """Run what is not done yet of ``identified`` jobs, each in its folder, as ``carry_out`` says."""
     from . import training
 
-    known = identified(recipes, profile, study, save_every)
     jobs = [job for job, key in known if not training.finished(job.folder, key)]
     run = _train if profile.processes == 1 and profile.parallel == 0 else _in_children
     if jobs:

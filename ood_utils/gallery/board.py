@@ -7,7 +7,6 @@ start, images), so that a new method runs alone, and one that fails leaves the o
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 import time
@@ -26,6 +25,7 @@ from torch.utils.data import Subset
 from .. import data, embeddings, files, geometry, methods, metrics, models, sweep
 from ..config import Profile
 from ..data import Study
+from ..data.study import digest
 from ..embeddings import EmbeddedSet, StudyEmbeddings
 from ..errors import UserError
 from ..leaderboard import ScoreBook
@@ -188,18 +188,19 @@ class Gallery:
     def _fine_tune(self, plan: pd.DataFrame) -> None:
         recipes = self._recipes(plan)
         asked = {self._place(name, seed): recipe for (name, seed), recipe in recipes.items()}
-        known = [(card.parent, files.read_json(card)) for card in self.folder.glob("checkpoints/*/card.json")]
-        places = {card.get("identity"): folder for folder, card in known}
+        cards = self.folder.resolve().glob("checkpoints/*/card.json")
+        places = {files.read_json(card).get("identity"): card.parent for card in cards}
         jobs = sweep.identified(asked, self.profile, self.study) if asked else []
+        todo = {}
         for (name, seed), (job, key) in zip(recipes, jobs, strict=True):
-            self.tuned[name, seed] = places.get(key, job.folder)
-        todo = {self.tuned[key]: recipe for key, recipe in recipes.items()}
+            self.tuned[name, seed] = place = places.get(key, job.folder)
+            todo[place] = job._replace(folder=place), key
         try:
-            sweep.train(todo, self.profile, self.study)
+            sweep.train(todo.values(), self.profile)
         except (UserError, RuntimeError):  # one by one, to know whose fault it is
-            for (name, seed), recipe in recipes.items():
+            for name, seed in recipes:
                 with self._standing(name, seed):
-                    sweep.train({self.tuned[name, seed]: recipe}, self.profile, self.study)
+                    sweep.train([todo[self.tuned[name, seed]]], self.profile)
 
     def _place(self, name: str, seed: int) -> Path:
         return self.folder / "gallery" / f"{slug(name)}_seed{seed}"
@@ -249,8 +250,8 @@ class Gallery:
             corpus=embedded.corpus, corpus_text=embedded.corpus_text, encode=self._encoder(network),
             synonyms=embedded.synonyms, prompt=profile.negative_prompt,
         )  # fmt: skip
-        rows = {of: _digest(one.rows) for of, one in (*embedded.sets.items(), ("train", train))}
-        texts = [_digest(part) for part in (embedded.class_text, embedded.corpus_text)]
+        rows = {of: digest(one.rows) for of, one in (*embedded.sets.items(), ("train", train))}
+        texts = [digest(part) for part in (embedded.class_text, embedded.corpus_text)]
         read = [profile.temperature, profile.groups, profile.beta, self.listed.hash]
         key = files.hash_of([network.key, rows, texts, read])[:16]
         patches = self._patches(network, embedded.sets)
@@ -447,7 +448,3 @@ def code_of(kind: Kind, name: str) -> list[str]:
 
 def _hash_if_there(path: Path) -> str:
     return files.file_hash(path) if path.is_file() else ""
-
-
-def _digest(rows: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(rows)).hexdigest()[:16]
